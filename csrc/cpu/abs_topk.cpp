@@ -1,0 +1,146 @@
+// abs_topk by bisection on the bits of the magnitudes: a row sits in L1 while the k-th largest is searched.
+#include "sparsekern/abs_topk.h"
+
+#include "dispatch.h"
+#include "magnitude.h"
+#include "vec.h"
+
+namespace sk {
+namespace SK_ISA {
+namespace {
+
+constexpr int64_t kRowsPerItem = 16;
+
+template <class T>
+int64_t padded(int64_t width) {
+  return round_up(width, 64);
+}
+
+template <class T>
+inline int64_t count_above(const T* row, int64_t padded_width, Key<T> key) {
+  Vec<Key<T>> counts = {};
+  for (int64_t j = 0; j < padded_width; j += kLanes<T>)
+    counts -= (Vec<Key<T>>)(load(reinterpret_cast<const Key<T>*>(row + j)) > key);  // a true lane is -1
+  int64_t n = 0;
+  for (int i = 0; i < kLanes<T>; ++i) n += counts[i];
+  return n;
+}
+
+// Magnitudes above `key` are kept, and the first `ties` of those equal to it.
+template <class T>
+struct Cut {
+  Key<T> key;
+  int64_t ties;
+};
+
+// row: magnitudes, padded with zeros (which are above no key). 0 < k < width.
+template <class T>
+Cut<T> find_cut(const T* row, int64_t padded_width, int64_t k) {
+  const int64_t nonzero = count_above(row, padded_width, Key<T>(0));
+  if (nonzero <= k) return {0, k - nonzero};
+  Key<T> low = 0, high = kMaxKey<T>;  // more than k entries are above low, fewer than k above high
+  int64_t above_high = 0;
+  while (high - low > 1) {
+    const Key<T> middle = low + (high - low) / 2;
+    const int64_t n = count_above(row, padded_width, middle);
+    if (n == k) return {middle, 0};
+    if (n > k) {
+      low = middle;
+    } else {
+      high = middle;
+      above_high = n;
+    }
+  }
+  return {high, k - above_high};
+}
+
+// Keeps the first `ties` entries equal to the cut, in index order.
+template <class T>
+void keep_ties(const T* x, const T* row, int64_t width, Cut<T> cut, T* y, uint8_t* kept) {
+  for (int64_t j = 0; j < width && cut.ties > 0; ++j) {
+    if (magnitude(row[j]) != cut.key) continue;
+    y[j] = x[j];
+    kept[j / 8] |= uint8_t(1u << (j % 8));
+    --cut.ties;
+  }
+}
+
+template <class T>
+void topk_row(const T* x, int64_t width, int64_t k, T* row, T* y, uint8_t* kept) {
+  for (int64_t j = 0; j < width; ++j) {
+    const Key<T> m = magnitude(x[j]);
+    __builtin_memcpy(row + j, &m, sizeof m);
+  }
+  Cut<T> cut{kMaxKey<T>, 0};
+  if (k == width)
+    cut.key = -1;
+  else if (k > 0)
+    cut = find_cut(row, padded<T>(width), k);
+
+  int64_t j = 0;
+  for (; j + 8 <= width; j += 8) {
+    const uint32_t bits = above8(row + j, cut.key);
+    kept[j / 8] = uint8_t(bits);
+    keep8(x + j, bits, y + j);
+  }
+  if (j < width) {
+    kept[j / 8] = 0;
+    for (; j < width; ++j) {
+      const bool keep = magnitude(row[j]) > cut.key;
+      kept[j / 8] |= uint8_t(keep << (j % 8));
+      y[j] = keep ? x[j] : T(0);
+    }
+  }
+  keep_ties(x, row, width, cut, y, kept);
+}
+
+template <class T>
+void run(const AbsTopkArgs& a) {
+  const int64_t kept_bytes = (a.width + 7) / 8, row_elements = padded<T>(a.width);
+  T* workspace = static_cast<T*>(a.workspace);
+  for (int64_t w = 0; w < a.parallel.threads; ++w)
+    for (int64_t j = a.width; j < row_elements; ++j) workspace[w * row_elements + j] = 0;
+  for_each_item(a.parallel, ceil_div(a.rows, kRowsPerItem), [&](int64_t worker, int64_t item) {
+    const int64_t end = min_of(a.rows, (item + 1) * kRowsPerItem);
+    for (int64_t r = item * kRowsPerItem; r < end; ++r)
+      topk_row(static_cast<const T*>(a.x) + r * a.width, a.width, a.k, workspace + worker * row_elements,
+               static_cast<T*>(a.y) + r * a.width, a.kept + r * kept_bytes);
+  });
+}
+
+template <class T>
+void mask_row(const T* grad, const uint8_t* kept, int64_t width, T* out) {
+  int64_t j = 0;
+  for (; j + 8 <= width; j += 8) keep8(grad + j, kept[j / 8], out + j);
+  for (; j < width; ++j) out[j] = kept[j / 8] >> (j % 8) & 1 ? grad[j] : T(0);
+}
+
+}  // namespace
+
+int64_t abs_topk_workspace(const AbsTopkArgs& a) {
+  int64_t bytes = 0;
+  with_dtype(a.dtype, [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    bytes = int64_t(sizeof(T)) * a.parallel.threads * padded<T>(a.width);
+  });
+  return bytes;
+}
+
+void abs_topk(const AbsTopkArgs& a) {
+  with_dtype(a.dtype, [&](auto tag) { run<typename decltype(tag)::type>(a); });
+}
+
+void abs_topk_backward(const AbsTopkBackwardArgs& a) {
+  const int64_t kept_bytes = (a.width + 7) / 8;
+  with_dtype(a.dtype, [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    for_each_range(a.parallel, a.rows, 4 * kRowsPerItem, [&](int64_t begin, int64_t end) {
+      for (int64_t r = begin; r < end; ++r)
+        mask_row(static_cast<const T*>(a.grad) + r * a.width, a.kept + r * kept_bytes, a.width,
+                 static_cast<T*>(a.out) + r * a.width);
+    });
+  });
+}
+
+}  // namespace SK_ISA
+}  // namespace sk

@@ -1,0 +1,140 @@
+// csr_linear on token panels: x is transposed panel by panel into the private L2, then every row of W streams over the
+// panel with one broadcast and a few FMAs per nonzero. The output row lives in registers until its tile is transposed back.
+#include "sparsekern/csr_linear.h"
+
+#include "dispatch.h"
+#include "panel.h"
+
+namespace sk {
+namespace SK_ISA {
+namespace {
+
+constexpr int kShortRow = 32, kAhead = 12;   // positions
+constexpr int64_t kStreamBytes = 16 << 20;  // an output of this size leaves the caches before it is read
+
+// Work is cut into panels of tokens and, when there are fewer of them than threads, into blocks of rows.
+struct Plan {
+  int vectors;
+  int64_t panel_tokens, panels, row_block, row_blocks;
+  int64_t scratch;  // elements per worker: the panel and one tile of output
+  bool stream;      // write y past the caches
+};
+
+template <class T>
+Plan plan_for(const CsrLinearArgs& a) {
+  Plan p;
+  p.vectors = panel_vectors<T>(a.w.cols, a.tokens);
+  p.panel_tokens = p.vectors * kLanes<T>;
+  p.panels = ceil_div(a.tokens, p.panel_tokens);
+  const int64_t split = p.panels > 0 ? ceil_div(a.parallel.threads, p.panels) : 1;
+  p.row_block = round_up(max_of(1, ceil_div(a.w.rows, split)), kLanes<T>);
+  p.row_blocks = ceil_div(a.w.rows, p.row_block);
+  p.scratch = (round_up(a.w.cols, kLanes<T>) + kLanes<T>) * p.panel_tokens;
+  p.stream = kCanStream && a.tokens * a.w.rows * int64_t(sizeof(T)) >= kStreamBytes && a.w.rows % kLanes<T> == 0 &&
+             reinterpret_cast<uintptr_t>(a.y) % kVectorBytes == 0;
+  return p;
+}
+
+// The `order`ed values are gathered once, before the panels that read them all.
+template <class T>
+int64_t gathered_elements(const CsrLinearArgs& a) {
+  return a.order ? round_up(a.w.nnz, 64 / sizeof(T)) : 0;
+}
+
+// Ahead: ask for the operands of positions further on, across rows. A short row ends in a mispredicted branch, which would
+// otherwise leave the loads of the next one waiting.
+template <class T, class I, int V, bool Ahead>
+inline void row_times_panel(const T* values, const I* col, I begin, I end, const T* panel, T bias, T* out) {
+  constexpr int L = kLanes<T>, width = V * L;
+  Vec<T> even[V] = {}, odd[V] = {};  // two chains hide the latency of the FMA
+  I p = begin;
+  for (; p + 1 < end; p += 2) {
+    if constexpr (Ahead)
+      for (I q = p + kAhead; q < p + kAhead + 2; ++q)
+        for (int v = 0; v < V; ++v) __builtin_prefetch(panel + int64_t(col[q]) * width + v * L);
+    const T *x0 = panel + int64_t(col[p]) * width, *x1 = panel + int64_t(col[p + 1]) * width;
+    const T w0 = values[p], w1 = values[p + 1];
+    for (int v = 0; v < V; ++v) even[v] += w0 * load(x0 + v * L);
+    for (int v = 0; v < V; ++v) odd[v] += w1 * load(x1 + v * L);
+  }
+  if (p < end) {
+    const T* x0 = panel + int64_t(col[p]) * width;
+    const T w0 = values[p];
+    for (int v = 0; v < V; ++v) even[v] += w0 * load(x0 + v * L);
+  }
+  for (int v = 0; v < V; ++v) store(out + v * L, (even[v] + odd[v]) + bias);
+}
+
+template <class T, class I, int V>
+void panel_block(const CsrLinearArgs& a, const Plan& plan, const T* values, int64_t item, T* scratch) {
+  constexpr int L = kLanes<T>, width = V * L;
+  const I *crow = static_cast<const I*>(a.w.crow), *col = static_cast<const I*>(a.w.col);
+  const T* bias = static_cast<const T*>(a.bias);
+  const int64_t t0 = item / plan.row_blocks * width, tokens = min_of(width, a.tokens - t0);
+  const int64_t row_begin = item % plan.row_blocks * plan.row_block;
+  const int64_t row_end = min_of(a.w.rows, row_begin + plan.row_block);
+  T *panel = scratch, *tile = scratch + round_up(a.w.cols, L) * width;
+
+  pack_panel<T, V>(static_cast<const T*>(a.x) + t0 * a.w.cols, a.w.cols, tokens, a.w.cols, panel);
+  T* y = static_cast<T*>(a.y) + t0 * a.w.rows;
+  for (int64_t n = row_begin; n < row_end; n += L) {
+    const int64_t rows = min_of(L, row_end - n);
+    for (int64_t i = 0; i < rows; ++i) {
+      const I begin = crow[n + i], end = crow[n + i + 1];
+      const T b = bias ? bias[n + i] : T(0);
+      if (end - begin <= kShortRow && end + kAhead < a.w.nnz)
+        row_times_panel<T, I, V, true>(values, col, begin, end, panel, b, tile + i * width);
+      else
+        row_times_panel<T, I, V, false>(values, col, begin, end, panel, b, tile + i * width);
+    }
+    if (plan.stream)
+      unpack_tile<T, V, true>(tile, tokens, rows, y + n, a.w.rows);
+    else
+      unpack_tile<T, V, false>(tile, tokens, rows, y + n, a.w.rows);
+  }
+  if (plan.stream) finish_streaming();
+}
+
+template <class T, class I>
+const T* ordered_values(const CsrLinearArgs& a, T* gathered) {
+  const T* values = static_cast<const T*>(a.values);
+  if (!a.order) return values;
+  const I* order = static_cast<const I*>(a.order);
+  for_each_range(a.parallel, a.w.nnz, 1 << 15, [=](int64_t begin, int64_t end) {
+    for (int64_t p = begin; p < end; ++p) gathered[p] = values[order[p]];
+  });
+  return gathered;
+}
+
+template <class T, class I>
+void run(const CsrLinearArgs& a) {
+  const Plan plan = plan_for<T>(a);
+  T* workspace = static_cast<T*>(a.workspace);
+  const T* values = ordered_values<T, I>(a, workspace);
+  T* scratch = workspace + gathered_elements<T>(a);
+  with_vectors(plan.vectors, [&](auto vectors) {
+    for_each_item(a.parallel, plan.panels * plan.row_blocks, [&](int64_t worker, int64_t item) {
+      panel_block<T, I, vectors()>(a, plan, values, item, scratch + worker * plan.scratch);
+    });
+  });
+}
+
+}  // namespace
+
+int64_t csr_linear_workspace(const CsrLinearArgs& a) {
+  int64_t bytes = 0;
+  with_dtype(a.dtype, [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    bytes = int64_t(sizeof(T)) * (gathered_elements<T>(a) + a.parallel.threads * plan_for<T>(a).scratch);
+  });
+  return bytes;
+}
+
+void csr_linear(const CsrLinearArgs& a) {
+  with_dtype(a.dtype, [&](auto tag) {
+    with_index(a.w.index, [&](auto index) { run<typename decltype(tag)::type, typename decltype(index)::type>(a); });
+  });
+}
+
+}  // namespace SK_ISA
+}  // namespace sk

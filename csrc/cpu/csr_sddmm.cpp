@@ -1,0 +1,148 @@
+// csr_sddmm on token panels: b is transposed panel by panel into the private L2, a in tiles of a few rows; each position
+// is then a dot product of two contiguous vectors. The lane sums of a group of positions are taken together.
+#include "sparsekern/csr_sddmm.h"
+
+#include "dispatch.h"
+#include "panel.h"
+
+namespace sk {
+namespace SK_ISA {
+namespace {
+
+// Slices of tokens are summed apart and then added in order; blocks of rows are independent. Both follow from the shape
+// alone, never from the number of threads, so the sum is always the same.
+struct Plan {
+  int vectors;
+  int64_t panel_tokens, panels, slices, slice_panels, row_block, row_blocks;
+  int64_t scratch;  // elements per worker: the panel of b and one tile of a
+};
+
+constexpr int64_t kItems = 16;             // enough to keep a machine of the size that runs this busy
+constexpr int64_t kReuse = 32;             // positions per feature that make packing a panel once more worth it
+constexpr int64_t kMaxPartials = 1 << 24;  // elements of partial sums
+
+template <class T>
+Plan plan_for(const CsrSddmmArgs& a) {
+  Plan p;
+  p.vectors = panel_vectors<T>(a.w.cols, a.tokens);
+  p.panel_tokens = p.vectors * kLanes<T>;
+  p.panels = ceil_div(a.tokens, p.panel_tokens);
+  const int64_t blocks = max_of(1, min_of(kItems, a.w.nnz / (kReuse * max_of(1, a.w.cols))));
+  const int64_t affordable = max_of(1, kMaxPartials / max_of(1, a.w.nnz));
+  p.row_block = round_up(max_of(1, ceil_div(a.w.rows, blocks)), kLanes<T>);
+  p.row_blocks = ceil_div(a.w.rows, p.row_block);
+  const int64_t slices = max_of(1, min_of(min_of(p.panels, affordable), ceil_div(kItems, max_of(1, p.row_blocks))));
+  p.slice_panels = ceil_div(p.panels, slices);
+  p.slices = p.panels > 0 ? ceil_div(p.panels, p.slice_panels) : 1;
+  p.scratch = (round_up(a.w.cols, kLanes<T>) + kLanes<T>) * p.panel_tokens;
+  return p;
+}
+
+template <class T>
+int64_t partial_elements(const CsrSddmmArgs& a, const Plan& p) {
+  return p.slices > 1 ? round_up(p.slices * a.w.nnz, 64 / int64_t(sizeof(T))) : 0;
+}
+
+// Products of consecutive positions, whose lane sums are added to sums[] one full vector at a time.
+template <class T>
+struct PendingSums {
+  Vec<T> products[kLanes<T>];
+  int count = 0;
+  T* sums;
+
+  inline void push(Vec<T> product) {
+    products[count++] = product;
+    if (count < kLanes<T>) return;
+    store(sums, load(sums) + sum_lanes<T>(products));
+    sums += kLanes<T>;
+    count = 0;
+  }
+
+  inline void flush() {
+    for (int i = count; i < kLanes<T>; ++i) products[i] = Vec<T>{};
+    const Vec<T> s = sum_lanes<T>(products);
+    for (int i = 0; i < count; ++i) sums[i] += s[i];
+  }
+};
+
+template <class T, class I, int V>
+void slice_block(const CsrSddmmArgs& a, const Plan& plan, int64_t item, T* partials, T* scratch) {
+  constexpr int L = kLanes<T>, width = V * L;
+  const I *crow = static_cast<const I*>(a.w.crow), *col = static_cast<const I*>(a.w.col);
+  const int64_t slice = item / plan.row_blocks;
+  const int64_t row_begin = item % plan.row_blocks * plan.row_block;
+  const int64_t row_end = min_of(a.w.rows, row_begin + plan.row_block);
+  const int64_t first = slice * plan.slice_panels, last = min_of(plan.panels, first + plan.slice_panels);
+  T *panel = scratch, *tile = scratch + round_up(a.w.cols, L) * width;
+  T* sums = partials + slice * a.w.nnz;
+  for (int64_t p = crow[row_begin]; p < crow[row_end]; ++p) sums[p] = 0;
+
+  for (int64_t t0 = first * width; t0 < last * width; t0 += width) {
+    const int64_t tokens = min_of(width, a.tokens - t0);
+    pack_panel<T, V>(static_cast<const T*>(a.b) + t0 * a.w.cols, a.w.cols, tokens, a.w.cols, panel);
+    PendingSums<T> pending;
+    pending.sums = sums + crow[row_begin];
+    for (int64_t n = row_begin; n < row_end; n += L) {
+      const int64_t rows = min_of(L, row_end - n);
+      if (crow[n] == crow[n + rows]) continue;
+      pack_panel<T, V>(static_cast<const T*>(a.a) + t0 * a.w.rows + n, a.w.rows, tokens, rows, tile);
+      for (int64_t i = 0; i < rows; ++i) {
+        Vec<T> g[V];
+        for (int v = 0; v < V; ++v) g[v] = load(tile + i * width + v * L);
+        for (I p = crow[n + i]; p < crow[n + i + 1]; ++p) {
+          const T* x = panel + int64_t(col[p]) * width;
+          Vec<T> product = g[0] * load(x);
+          for (int v = 1; v < V; ++v) product += g[v] * load(x + v * L);
+          pending.push(product);
+        }
+      }
+    }
+    pending.flush();
+  }
+}
+
+template <class T>
+void add_slices(const CsrSddmmArgs& a, const Plan& plan, const T* partials) {
+  T* out = static_cast<T*>(a.out);
+  const int64_t nnz = a.w.nnz, slices = plan.slices;
+  for_each_range(a.parallel, nnz, 1 << 14, [=](int64_t begin, int64_t end) {
+    for (int64_t p = begin; p < end; ++p) out[p] = partials[p];
+    for (int64_t s = 1; s < slices; ++s)
+      for (int64_t p = begin; p < end; ++p) out[p] += partials[s * nnz + p];
+  });
+}
+
+template <class T, class I>
+void run(const CsrSddmmArgs& a) {
+  const Plan plan = plan_for<T>(a);
+  T* workspace = static_cast<T*>(a.workspace);
+  T* partials = plan.slices > 1 ? workspace : static_cast<T*>(a.out);
+  T* scratch = workspace + partial_elements<T>(a, plan);
+  with_vectors(plan.vectors, [&](auto vectors) {
+    for_each_item(a.parallel, plan.slices * plan.row_blocks, [&](int64_t worker, int64_t item) {
+      slice_block<T, I, vectors()>(a, plan, item, partials, scratch + worker * plan.scratch);
+    });
+  });
+  if (plan.slices > 1) add_slices<T>(a, plan, partials);
+}
+
+}  // namespace
+
+int64_t csr_sddmm_workspace(const CsrSddmmArgs& a) {
+  int64_t bytes = 0;
+  with_dtype(a.dtype, [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    const Plan plan = plan_for<T>(a);
+    bytes = int64_t(sizeof(T)) * (partial_elements<T>(a, plan) + a.parallel.threads * plan.scratch);
+  });
+  return bytes;
+}
+
+void csr_sddmm(const CsrSddmmArgs& a) {
+  with_dtype(a.dtype, [&](auto tag) {
+    with_index(a.w.index, [&](auto index) { run<typename decltype(tag)::type, typename decltype(index)::type>(a); });
+  });
+}
+
+}  // namespace SK_ISA
+}  // namespace sk

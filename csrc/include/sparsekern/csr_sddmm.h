@@ -1,0 +1,26 @@
+// v[p] = sum over tokens t of a[t, row p] * b[t, col p], for every position p of the pattern.
+//
+// a (tokens, rows), b (tokens, cols), row-major and contiguous, same dtype as out (nnz). tokens = 0 gives zeros. The sum
+// is cut into slices by shape, so the result does not depend on the number of threads.
+#pragma once
+#include "sparsekern/isa.h"
+#include "sparsekern/parallel.h"
+#include "sparsekern/types.h"
+
+namespace sk {
+
+struct CsrSddmmArgs {
+  CsrPattern w;
+  const void* a;
+  const void* b;
+  void* out;
+  int64_t tokens;
+  DType dtype;
+  void* workspace;  // csr_sddmm_workspace bytes, 64-byte aligned
+  Parallel parallel;
+};
+
+SK_CPU_KERNEL(int64_t csr_sddmm_workspace(const CsrSddmmArgs&))
+SK_CPU_KERNEL(void csr_sddmm(const CsrSddmmArgs&))
+
+}  // namespace sk

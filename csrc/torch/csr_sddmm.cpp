@@ -1,0 +1,49 @@
+// Binding of csr_sddmm: checks, allocation, registration.
+#include "sparsekern/csr_sddmm.h"
+
+#include "common.h"
+
+namespace sk {
+namespace {
+
+bool same_leading(const Tensor& a, const Tensor& b) {
+  if (a.dim() != b.dim()) return false;
+  for (int64_t d = 0; d + 1 < a.dim(); ++d)
+    if (a.size(d) != b.size(d)) return false;
+  return true;
+}
+
+// The whole pattern comes along for the gradient; row and perm are not needed here.
+Tensor csr_sddmm_cpu(const Tensor& a_in, const Tensor& b_in, const Tensor& crow, const Tensor& col, const Tensor& ccol,
+                     const Tensor& /*row*/, const Tensor& /*perm*/) {
+  constexpr const char* op = "csr_sddmm";
+  SK_CHECK(a_in.dim() >= 1 && b_in.dim() >= 1, op, ": a and b must have at least one dimension");
+  const Tensor a = torch::stable::contiguous(a_in), b = torch::stable::contiguous(b_in);
+  CsrSddmmArgs args{};
+  args.dtype = dtype_of(op, "a", a);
+  args.w = pattern_of(op, crow, col, ccol.numel() - 1);
+  args.tokens = leading(a);
+  SK_CHECK(b.scalar_type() == a.scalar_type(), op, ": a and b must have the same dtype, got ",
+           torch::headeronly::toString(a.scalar_type()), " and ", torch::headeronly::toString(b.scalar_type()));
+  SK_CHECK(a.size(a.dim() - 1) == args.w.rows, op, ": a must have ", args.w.rows,
+           " features in its last dimension, got shape ", shape_of(a));
+  SK_CHECK(b.size(b.dim() - 1) == args.w.cols, op, ": b must have ", args.w.cols,
+           " features in its last dimension, got shape ", shape_of(b));
+  SK_CHECK(same_leading(a, b), op, ": a and b must have the same leading dimensions, got shapes ", shape_of(a),
+           " and ", shape_of(b));
+
+  Tensor out = torch::stable::new_empty(a, {args.w.nnz});
+  args.a = a.const_data_ptr();
+  args.b = b.const_data_ptr();
+  args.out = out.mutable_data_ptr();
+  args.parallel = cpu_parallel();
+  Workspace workspace(a, SK_CPU_PICK(csr_sddmm_workspace)(args));
+  args.workspace = workspace.data();
+  SK_CPU_PICK(csr_sddmm)(args);
+  return out;
+}
+
+}  // namespace
+}  // namespace sk
+
+STABLE_TORCH_LIBRARY_IMPL(sparsekern, CPU, m) { m.impl("csr_sddmm", TORCH_BOX(&sk::csr_sddmm_cpu)); }

@@ -1,0 +1,24 @@
+"""Text to train on: a corpus from files, its tokenizer, batches of tokens, and a baseline to beat.
+
+Needs the `train` extra (the tokenizers library); `import sparsekern` alone does not import this package.
+"""
+
+from sparsekern.data.bigram import bigram_loss, bigram_probabilities
+from sparsekern.data.corpus import find_files, read_documents, split_documents
+from sparsekern.data.tokenizer import END_OF_TEXT, load_tokenizer, train_tokenizer
+from sparsekern.data.tokens import Corpus, held_out_batches, load_corpus, sample_batch
+
+__all__ = [
+    "END_OF_TEXT",
+    "Corpus",
+    "bigram_loss",
+    "bigram_probabilities",
+    "find_files",
+    "held_out_batches",
+    "load_corpus",
+    "load_tokenizer",
+    "read_documents",
+    "sample_batch",
+    "split_documents",
+    "train_tokenizer",
+]

@@ -1,0 +1,228 @@
+"""Sparse formats: plain tensors with names, never a ``torch.sparse`` layout (which autograd, compile and DDP trip over)."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .ops.csr_pattern import csr_scatter, csr_transpose, csr_validate
+from .ops.topk_project import topk_select
+
+
+def count_nonzeros(shape: tuple[int, int], nnz: int | None, density: float | None) -> int:
+    """The number of nonzeros that exactly one of ``nnz`` and ``density`` (rounded down) asks for."""
+    total = shape[0] * shape[1]
+    if (nnz is None) == (density is None):
+        raise ValueError(f"expected exactly one of nnz and density, got nnz={nnz}, density={density}")
+    if density is not None:
+        if not 0 <= density <= 1:
+            raise ValueError(f"density must be between 0 and 1, got {density}")
+        return int(density * total)
+    assert nnz is not None
+    if not 0 <= nnz <= total:
+        raise ValueError(f"nnz must be between 0 and {total} for shape {shape}, got {nnz}")
+    return nnz
+
+
+@dataclass(frozen=True, eq=False)
+class Pattern:
+    """Where the nonzeros of an (N, K) matrix are: its rows (CSR), and its columns for the transpose.
+
+    All index tensors are int32, or int64 where a count would overflow. Position ``q`` of the transpose holds the
+    value at position ``perm[q]``.
+    """
+
+    crow_indices: Tensor  # (N + 1)
+    col_indices: Tensor  # (nnz), ascending within each row
+    ccol_indices: Tensor  # (K + 1)
+    row_indices: Tensor  # (nnz), ascending within each column
+    perm: Tensor  # (nnz)
+    shape: tuple[int, int]
+
+    @classmethod
+    def build(cls, crow_indices: Tensor, col_indices: Tensor, shape: tuple[int, int]) -> "Pattern":
+        """A pattern from valid CSR indices; the transpose is computed."""
+        return cls(crow_indices, col_indices, *csr_transpose(crow_indices, col_indices, shape[1]), tuple(shape))
+
+    @property
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """The five index tensors, in the order in which raw ops take them."""
+        return self.crow_indices, self.col_indices, self.ccol_indices, self.row_indices, self.perm
+
+    @property
+    def nnz(self) -> int:
+        return self.col_indices.shape[0]
+
+    def transpose(self) -> "Pattern":
+        """The (K, N) pattern; no index is recomputed but the permutation, which is inverted."""
+        inverse = torch.empty_like(self.perm)
+        inverse[self.perm.long()] = torch.arange(self.nnz, dtype=self.perm.dtype, device=self.perm.device)
+        return Pattern(
+            self.ccol_indices, self.row_indices, self.crow_indices, self.col_indices, inverse, self.shape[::-1]
+        )
+
+    def to(self, device: torch.device | str) -> "Pattern":
+        return Pattern(*(t.to(device) for t in self.tensors), self.shape)
+
+
+@dataclass(frozen=True, eq=False)
+class CSR:
+    """A sparse (N, K) matrix in compressed rows: one value per position of a :class:`Pattern`.
+
+    ``values`` may require a gradient; ops give it an ordinary dense (nnz) one. Explicit zeros may be stored and count.
+    """
+
+    values: Tensor  # (nnz)
+    pattern: Pattern
+
+    # ---- construction
+
+    @classmethod
+    def from_parts(
+        cls, crow_indices: Tensor, col_indices: Tensor, values: Tensor, shape: tuple[int, int]
+    ) -> "CSR":
+        """From the pieces of a CSR matrix, in the order of ``torch.sparse_csr_tensor``; they are validated.
+
+        Raises:
+            ValueError: indices out of range, unsorted or duplicate, or lengths that do not match.
+        """
+        shape = (int(shape[0]), int(shape[1]))
+        if crow_indices.shape != (shape[0] + 1,):
+            raise ValueError(f"crow_indices must have N + 1 = {shape[0] + 1} entries, got {tuple(crow_indices.shape)}")
+        if values.shape != col_indices.shape or values.dim() != 1:
+            raise ValueError(
+                f"values and col_indices must be vectors of equal length, got {tuple(values.shape)} and "
+                f"{tuple(col_indices.shape)}"
+            )
+        crow, col = crow_indices.detach().contiguous(), col_indices.detach().contiguous()
+        try:  # before the indices are narrowed, which could bring a wrong one into range
+            csr_validate(crow, col, shape[1])
+        except RuntimeError as error:
+            raise ValueError(str(error)) from None
+        dtype = torch.int32 if max(*shape, values.numel()) < 2**31 else torch.int64
+        return cls(values.contiguous(), Pattern.build(crow.to(dtype), col.to(dtype), shape))
+
+    @classmethod
+    def from_dense(cls, weight: Tensor, nnz: int | None = None, density: float | None = None) -> "CSR":
+        """The ``nnz`` entries of largest magnitude of an (N, K) matrix, exactly; ties go to the lowest flat index.
+
+        Args:
+            weight: (N, K), float32 or float64; not changed.
+            nnz: how many entries; or
+            density: the fraction of all entries, rounded down to a count.
+        """
+        if weight.dim() != 2:
+            raise ValueError(f"weight must be a matrix, got shape {tuple(weight.shape)}")
+        shape = (weight.shape[0], weight.shape[1])
+        crow, col = topk_select(weight, count_nonzeros(shape, nnz, density))
+        pattern = Pattern.build(crow, col, shape)
+        rows = torch.repeat_interleave(torch.arange(shape[0], device=crow.device), crow.diff().long())
+        return cls(weight.detach()[rows, col.long()], pattern)
+
+    @classmethod
+    def random(
+        cls,
+        n: int,
+        k: int,
+        *,
+        nnz: int | None = None,
+        density: float | None = None,
+        generator: torch.Generator | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> "CSR":
+        """An (n, k) matrix with uniformly random positions and standard normal values."""
+        count = count_nonzeros((n, k), nnz, density)
+        flat = _random_positions(n * k, count, generator)
+        rows = torch.div(flat, max(k, 1), rounding_mode="floor")
+        crow = torch.zeros(n + 1, dtype=torch.int64)
+        crow[1:] = torch.bincount(rows, minlength=n).cumsum(0)
+        return cls.from_parts(crow, flat - rows * k, torch.randn(count, generator=generator, dtype=dtype), (n, k))
+
+    @classmethod
+    def from_torch(cls, tensor: Tensor) -> "CSR":
+        """From a 2-D ``torch.sparse`` tensor (COO, CSR or CSC) or, keeping its nonzero entries, a dense one."""
+        if tensor.dim() != 2:
+            raise ValueError(f"tensor must be a matrix, got shape {tuple(tensor.shape)}")
+        csr = tensor.to_sparse_csr()
+        # detached: torch.compile cannot follow views whose base is a sparse tensor
+        parts = (csr.crow_indices(), csr.col_indices(), csr.values())
+        crow, col, values = (part.detach() for part in parts)
+        return cls.from_parts(crow, col, values, (tensor.shape[0], tensor.shape[1]))
+
+    # ---- reading
+
+    @property
+    def crow_indices(self) -> Tensor:
+        return self.pattern.crow_indices
+
+    @property
+    def col_indices(self) -> Tensor:
+        return self.pattern.col_indices
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.pattern.shape
+
+    @property
+    def nnz(self) -> int:
+        return self.pattern.nnz
+
+    @property
+    def density(self) -> float:
+        return self.nnz / max(1, self.shape[0] * self.shape[1])
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.values.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.values.device
+
+    def __repr__(self) -> str:
+        return (
+            f"CSR(shape={self.shape}, nnz={self.nnz:,}, density={self.density:.3%}, dtype={self.dtype}, "
+            f"device={self.device})"
+        )
+
+    # ---- conversion
+
+    def to_dense(self) -> Tensor:
+        """(N, K), zero off the pattern; differentiable in ``values``."""
+        return csr_scatter(self.values, self.crow_indices, self.col_indices, self.shape[1])
+
+    def to_torch(self) -> Tensor:
+        """A detached ``torch.sparse_csr`` tensor that shares ``values``."""
+        return torch.sparse_csr_tensor(self.crow_indices, self.col_indices, self.values.detach(), self.shape)
+
+    def transpose(self) -> "CSR":
+        """The (K, N) transpose, differentiable in ``values``."""
+        return CSR(self.values[self.pattern.perm.long()], self.pattern.transpose())
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "CSR":
+        """On another device, or with values of another dtype; indices keep theirs."""
+        device = self.device if device is None else device
+        return CSR(self.values.to(device=device, dtype=dtype or self.dtype), self.pattern.to(device))
+
+    def validate(self) -> None:
+        """Check every invariant of the format.
+
+        Raises:
+            ValueError: naming the first one that is broken.
+        """
+        checked = CSR.from_parts(self.crow_indices, self.col_indices, self.values, self.shape)
+        for name in ("ccol_indices", "row_indices", "perm"):
+            if not torch.equal(getattr(checked.pattern, name), getattr(self.pattern, name)):
+                raise ValueError(f"CSR: {name} does not describe the transpose of the pattern")
+
+
+def _random_positions(total: int, count: int, generator: torch.Generator | None) -> Tensor:
+    """``count`` distinct ascending integers below ``total``, uniformly."""
+    if 4 * count > total:
+        return torch.randperm(total, generator=generator)[:count].sort().values
+    flat = torch.empty(0, dtype=torch.int64)
+    while flat.numel() < count:
+        drawn = torch.randint(total, (2 * (count - flat.numel()),), generator=generator)
+        flat = torch.cat([flat, drawn]).unique()
+    kept = torch.randperm(flat.numel(), generator=generator)[:count]
+    return flat[kept].sort().values

@@ -1,0 +1,208 @@
+"""A thin GPT with sparse weights and sparse activations (Gao et al. 2025, appendix A.1).
+
+Pre-norm, RMSNorm with the dtype's epsilon, many small heads, AbsTopK at the eight sublayer locations, additive learned
+positions, separate embedding and unembedding, and a dense bigram table added to the logits. All matrices and both
+embeddings are sparse; norm gains, biases and the bigram table are dense.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..nn import AbsTopK, SparseEmbedding, SparseLinear, SparseWeight
+
+SUBLAYER_LOCATIONS = "attn_in,attn_q,attn_k,attn_v,attn_out,mlp_in,mlp_neuron,mlp_out"
+
+
+@dataclass(frozen=True)
+class GPTConfig:
+    """The published field names; the defaults are those of the published training script, at a small width.
+
+    Attributes:
+        block_size: longest context.
+        n_head, d_head: heads and their width; ``n_head`` None means ``d_model // d_head``.
+        d_mlp: None means ``4 * d_model``.
+        afrac: fraction of the channels that AbsTopK keeps; None turns it off.
+        afrac_loctypes: comma-separated locations of AbsTopK.
+        enable_bigram_table: add a learned (vocab, vocab) table, indexed by the current token, to the logits.
+    """
+
+    block_size: int = 256
+    vocab_size: int = 2048
+    n_layer: int = 8
+    n_head: int | None = None
+    d_head: int = 16
+    d_model: int = 256
+    d_mlp: int | None = None
+    bias: bool = True
+    afrac: float | None = 0.25
+    afrac_loctypes: str = SUBLAYER_LOCATIONS
+    enable_bigram_table: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("block_size", "vocab_size", "n_layer", "d_head", "d_model"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        if self.d_model % self.d_head:
+            raise ValueError(f"d_model must be a multiple of d_head, got {self.d_model} and {self.d_head}")
+        if self.afrac is not None and not 0 < self.afrac <= 1:
+            raise ValueError(f"afrac must be in (0, 1], got {self.afrac}")
+        unknown = set(self.locations) - set(SUBLAYER_LOCATIONS.split(","))
+        if unknown:
+            raise ValueError(f"afrac_loctypes must be among {SUBLAYER_LOCATIONS}, got {', '.join(sorted(unknown))}")
+
+    @property
+    def locations(self) -> list[str]:
+        return [name for name in self.afrac_loctypes.split(",") if name]
+
+    @property
+    def heads(self) -> int:
+        return self.n_head or self.d_model // self.d_head
+
+    @property
+    def mlp_width(self) -> int:
+        return self.d_mlp or 4 * self.d_model
+
+    def topk(self, location: str, width: int) -> nn.Module:
+        """The AbsTopK of a location, or the identity where it is off."""
+        if self.afrac is None or location not in self.locations:
+            return nn.Identity()
+        return AbsTopK(math.floor(self.afrac * width))
+
+
+def _linear(n: int, k: int, bias: bool, std: float, *, axis: int | None = None) -> SparseLinear:
+    """A layer that starts dense; ``axis`` tells which dimension of the weight is the neuron that a floor protects."""
+    weight = SparseWeight.from_master(torch.randn(n, k) * std, axis=axis)
+    return SparseLinear.from_weight(weight, nn.Parameter(torch.zeros(n)) if bias else None)
+
+
+class Attention(nn.Module):
+    """Causal self-attention; AbsTopK acts on q, k and v over all heads together."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        width = config.heads * config.d_head
+        self.d_head = config.d_head
+        self.c_attn = _linear(3 * width, config.d_model, config.bias, 0.02, axis=0)
+        self.c_proj = _linear(config.d_model, width, config.bias, 0.02 / math.sqrt(2 * config.n_layer), axis=1)
+        self.topk_in = config.topk("attn_in", config.d_model)
+        self.topk_q = config.topk("attn_q", width)
+        self.topk_k = config.topk("attn_k", width)
+        self.topk_v = config.topk("attn_v", width)
+        self.topk_out = config.topk("attn_out", config.d_model)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, T, d_model) -> (B, T, d_model)."""
+        q, k, v = self.c_attn(self.topk_in(x)).chunk(3, dim=-1)
+        q, k, v = (self._heads(t) for t in (self.topk_q(q), self.topk_k(k), self.topk_v(v)))
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        return self.topk_out(self.c_proj(y.transpose(1, 2).flatten(2)))
+
+    def _heads(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (-1, self.d_head)).transpose(1, 2)
+
+
+class MLP(nn.Module):
+    """Linear, GELU, linear."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        width = config.mlp_width
+        self.c_fc = _linear(width, config.d_model, config.bias, 0.02, axis=0)
+        self.c_proj = _linear(config.d_model, width, config.bias, 0.02 / math.sqrt(2 * config.n_layer), axis=1)
+        self.topk_in = config.topk("mlp_in", config.d_model)
+        self.topk_neuron = config.topk("mlp_neuron", width)
+        self.topk_out = config.topk("mlp_out", config.d_model)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, T, d_model) -> (B, T, d_model)."""
+        return self.topk_out(self.c_proj(self.topk_neuron(F.gelu(self.c_fc(self.topk_in(x))))))
+
+
+class Block(nn.Module):
+    """One layer of the residual stream."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.ln_1 = nn.RMSNorm(config.d_model)
+        self.attn = Attention(config)
+        self.ln_2 = nn.RMSNorm(config.d_model)
+        self.mlp = MLP(config)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, T, d_model) -> (B, T, d_model)."""
+        x = x + self.attn(self.ln_1(x))
+        return x + self.mlp(self.ln_2(x))
+
+
+class GPT(nn.Module):
+    """The model; its weights begin dense, in master form (see :class:`sparsekern.nn.SparseWeight`)."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.config = config
+        d, vocab = config.d_model, config.vocab_size
+        self.wte = SparseEmbedding.from_weight(SparseWeight.from_master(torch.randn(vocab, d) * 0.02))
+        self.wpe = SparseEmbedding.from_weight(SparseWeight.from_master(torch.zeros(config.block_size, d)))
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
+        self.ln_f = nn.RMSNorm(d)
+        self.lm_head = _linear(vocab, d, False, 0.02)
+        self.register_parameter("bigram_table", None)
+        if config.enable_bigram_table:
+            self.bigram_table = nn.Parameter(torch.rand(vocab, vocab) * 0.02)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Logits of the next token: (B, T) int64 -> (B, T, vocab), T <= block_size."""
+        if ids.dim() != 2 or ids.shape[1] > self.config.block_size:
+            raise ValueError(f"ids must be (B, T) with T <= {self.config.block_size}, got {tuple(ids.shape)}")
+        x = self.wte(ids) + self.wpe(torch.arange(ids.shape[1], device=ids.device))
+        for block in self.blocks:
+            x = block(x)
+        logits = self.lm_head(self.ln_f(x))
+        return logits if self.bigram_table is None else logits + F.embedding(ids, self.bigram_table)
+
+    def loss(self, ids: Tensor, targets: Tensor) -> Tensor:
+        """Mean next-token cross-entropy in nats; ``targets`` is (B, T) int64."""
+        return F.cross_entropy(self(ids).flatten(0, 1), targets.flatten())
+
+    def no_weight_decay(self) -> set[str]:
+        """Names that :func:`sparsekern.optim.param_groups` leaves out of the decay."""
+        return {"bigram_table"}
+
+    def embeddings(self) -> list[SparseWeight]:
+        """The sparse weights outside the blocks: token and position embedding, unembedding."""
+        return [self.wte.weight, self.wpe.weight, self.lm_head.weight]
+
+    def matrices(self) -> list[SparseWeight]:
+        """The sparse weights of the blocks."""
+        return [m for m in self.blocks.modules() if isinstance(m, SparseWeight)]
+
+    def set_floor(self, floor: int) -> None:
+        """Nonzeros that every neuron keeps: fan-in of c_attn and c_fc, fan-out of both c_proj (min-alive)."""
+        for weight in self.matrices():
+            weight.floor = floor
+
+    @torch.no_grad()
+    def generate(
+        self,
+        ids: Tensor,
+        tokens: int,
+        *,
+        temperature: float = 1.0,
+        generator: torch.Generator | None = None,
+        stop: int | None = None,
+    ) -> Tensor:
+        """Continue ``ids`` (1, T) by up to ``tokens`` sampled ones, ending early at ``stop``; temperature 0 is greedy."""
+        for _ in range(tokens):
+            logits = self(ids[:, -self.config.block_size :])[:, -1]
+            if temperature == 0:
+                chosen = logits.argmax(-1, keepdim=True)
+            else:
+                chosen = torch.multinomial((logits / temperature).softmax(-1), 1, generator=generator)
+            ids = torch.cat([ids, chosen], dim=1)
+            if stop is not None and int(chosen) == stop:
+                break
+        return ids

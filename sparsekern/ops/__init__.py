@@ -1,0 +1,31 @@
+"""The ops, each a documented function on formats; importing this loads the kernels."""
+
+from pathlib import Path
+
+import torch
+
+from . import reference
+from .abs_topk import abs_topk
+from .choice import KernelChoice, choose_linear
+from .csr_embedding import csr_embedding
+from .csr_linear import csr_linear
+from .csr_linear_dense_grad import csr_linear_dense_grad
+from .csr_sddmm import csr_sddmm
+from .topk_project import topk_project_
+
+__all__ = [
+    "KernelChoice",
+    "abs_topk",
+    "choose_linear",
+    "csr_embedding",
+    "csr_linear",
+    "csr_linear_dense_grad",
+    "csr_sddmm",
+    "reference",
+    "topk_project_",
+]
+
+_kernels = Path(__file__).parent.parent / "_ops.so"
+if not _kernels.exists():
+    raise ImportError(f"sparsekern was not built ({_kernels.name} is missing): run `make setup`, or `pip install .`")
+torch.ops.load_library(_kernels)

@@ -1,0 +1,28 @@
+"""Which kernel runs: one pure function per op, from shape, density, dtype and device."""
+
+from dataclasses import dataclass
+
+import torch
+
+# Density from which torch's dense float32 matmul is the faster one on a CPU (benchmarks/linear_break_even.py).
+CPU_BREAK_EVEN = 0.3
+
+
+@dataclass(frozen=True)
+class KernelChoice:
+    """The kernel that runs and why; prints as one sentence."""
+
+    kernel: str  # "csr" or "dense"
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.kernel}: {self.reason}"
+
+
+def choose_linear(shape: tuple[int, int], nnz: int, dtype: torch.dtype, device: str = "cpu") -> KernelChoice:
+    """How a linear layer of ``shape`` (N, K) that holds both forms of its weight, sparse and dense, is computed."""
+    density = nnz / max(1, shape[0] * shape[1])
+    what = f"{shape[0]} x {shape[1]}, {nnz:,} nonzeros ({density:.2%}), {dtype}, {device}".replace("torch.", "")
+    if density > CPU_BREAK_EVEN:
+        return KernelChoice("dense", f"{what}: denser than the break-even of {CPU_BREAK_EVEN:.0%}")
+    return KernelChoice("csr", f"{what}: at or below the break-even of {CPU_BREAK_EVEN:.0%}")

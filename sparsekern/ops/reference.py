@@ -1,0 +1,73 @@
+"""Every op in plain torch: slow, obvious, differentiable, in any dtype. The truth that kernels are tested against."""
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from ..formats import CSR, Pattern
+
+
+def as_matrix(x: Tensor) -> Tensor:
+    """(T, D): all leading dimensions flattened."""
+    return x.unsqueeze(0) if x.dim() == 1 else x.flatten(0, -2)
+
+
+def row_indices(pattern: "Pattern") -> Tensor:
+    """(nnz) int64: the row of every position."""
+    counts = pattern.crow_indices.diff().long()
+    return torch.repeat_interleave(torch.arange(pattern.shape[0], device=counts.device), counts)
+
+
+def to_dense(w: "CSR") -> Tensor:
+    """(N, K) with zeros off the pattern."""
+    dense = w.values.new_zeros(w.shape)
+    return dense.index_put((row_indices(w.pattern), w.pattern.col_indices.long()), w.values)
+
+
+def csr_linear(x: Tensor, w: "CSR", bias: Tensor | None = None) -> Tensor:
+    y = x @ to_dense(w).T
+    return y if bias is None else y + bias
+
+
+def csr_linear_dense_grad(x: Tensor, master: Tensor, pattern: "Pattern", bias: Tensor | None = None) -> Tensor:
+    mask = master.new_zeros(pattern.shape)
+    mask[row_indices(pattern), pattern.col_indices.long()] = 1
+    masked = master + (master * mask - master).detach()  # the value is masked, the gradient is not
+    y = x @ masked.T
+    return y if bias is None else y + bias
+
+
+def csr_sddmm(a: Tensor, b: Tensor, w: "CSR") -> Tensor:
+    product = as_matrix(a).T @ as_matrix(b)
+    return product[row_indices(w.pattern), w.pattern.col_indices.long()]
+
+
+def topk_mask(magnitude: Tensor, k: int) -> Tensor:
+    """True at the ``k`` largest along the last dimension; NaN counts as largest, equal ones go to the lowest index."""
+    key = torch.where(magnitude.isnan(), torch.inf, magnitude)
+    order = key.sort(dim=-1, descending=True, stable=True).indices
+    if magnitude.isnan().any():  # NaN before infinity
+        order = magnitude.isnan().gather(-1, order).int().sort(dim=-1, descending=True, stable=True).indices.gather(-1, order)
+    return torch.zeros_like(magnitude, dtype=torch.bool).scatter(-1, order[..., :k], True)
+
+
+def abs_topk(x: Tensor, k: int) -> Tensor:
+    return torch.where(topk_mask(x.detach().abs(), k), x, torch.zeros_like(x))
+
+
+def topk_project_(weight: Tensor, k: int, floor: int = 0, axis: int | None = None) -> Tensor:
+    magnitude = weight.detach().abs()
+    reserved = torch.zeros_like(magnitude, dtype=torch.bool)
+    if axis is not None:
+        reserved = topk_mask(magnitude if axis == 0 else magnitude.T, floor)
+        reserved = reserved if axis == 0 else reserved.T
+    rest = torch.where(reserved, -1.0, magnitude).flatten()
+    kept = reserved | topk_mask(rest, k - int(reserved.sum())).view_as(weight)
+    with torch.no_grad():
+        return weight.copy_(torch.where(kept, weight, torch.zeros_like(weight)))
+
+
+def csr_embedding(ids: Tensor, w: "CSR") -> Tensor:
+    return to_dense(w)[ids]

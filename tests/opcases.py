@@ -1,0 +1,323 @@
+"""One ``OpCase`` per op: its inputs, what it computes, and the raw ops beneath it. ``test_ops.py`` runs them all."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+from functools import partial
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sparsekern import CSR, Pattern, ops
+from sparsekern.ops import reference
+
+RawCall = tuple[torch._ops.OpOverload, tuple[Any, ...]]
+raw = torch.ops.sparsekern
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Seeded random inputs: the same numbers again for the same calls, whatever the index type."""
+
+    dtype: torch.dtype = torch.float64
+    index: torch.dtype = torch.int32
+    generator: torch.Generator = field(default_factory=lambda: torch.Generator().manual_seed(0))
+
+    def normal(self, *shape: int) -> Tensor:
+        return torch.randn(shape, dtype=self.dtype, generator=self.generator)
+
+    def ids(self, shape: tuple[int, ...], rows: int) -> Tensor:
+        return torch.randint(max(rows, 1), shape, generator=self.generator)
+
+    def csr(self, n: int, k: int, nnz: int) -> CSR:
+        w = CSR.random(n, k, nnz=nnz, generator=self.generator, dtype=self.dtype)
+        return CSR(
+            w.values, Pattern.build(w.crow_indices.to(self.index), w.col_indices.to(self.index), w.shape)
+        )
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One call: ``op`` and ``reference`` are functions of the floating point ``inputs``."""
+
+    op: Callable[..., Tensor]
+    reference: Callable[..., Tensor]
+    inputs: tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
+class OpCase:
+    name: str
+    build: Callable[[Any, Draw], Problem]
+    shapes: tuple[Any, ...]  # the first where one is enough
+    small: tuple[Any, ...]  # for numerical gradients; empty where there is no gradient
+    raw: Callable[[Draw], Iterable[RawCall]]
+    rounding: float = (
+        4.0  # allowed error, in units of eps times the sum of absolute products; 0 for ops that only move
+    )
+
+    def __str__(self) -> str:
+        return self.name
+
+
+# ---- linear ops: x (lead, K), a sparse (N, K) weight of nnz positions
+
+
+@dataclass(frozen=True)
+class Shape:
+    lead: tuple[int, ...]
+    n: int
+    k: int
+    nnz: int
+
+    def __str__(self) -> str:
+        return f"{'x'.join(map(str, self.lead)) or 'vector'},{self.n}x{self.k},nnz={self.nnz}"
+
+
+SHAPES = (
+    Shape((130,), 70, 257, 900),
+    Shape((), 5, 7, 9),
+    Shape((1,), 1, 1, 1),
+    Shape((1,), 5, 70, 40),
+    Shape((3,), 70, 5, 30),  # empty rows
+    Shape((33,), 257, 70, 1500),
+    Shape((2, 3), 5, 70, 100),
+    Shape((33,), 5, 70, 0),
+    Shape((33,), 5, 5, 25),  # full
+    Shape((0,), 5, 7, 9),
+    Shape((3, 0), 5, 7, 9),
+    Shape((3,), 0, 7, 0),
+    Shape((3,), 7, 0, 0),
+    Shape((0,), 0, 0, 0),
+    Shape((33,), 3, 3000, 200),  # panels of two vectors with AVX-512
+    Shape((33,), 3, 10000, 300),  # of two at the baseline, of one with AVX2
+    Shape((33,), 3, 20000, 300),  # of one at the baseline
+    Shape((130,), 257, 5, 1285),  # csr_sddmm: several blocks of rows, several slices of tokens
+    Shape((1100,), 5, 7, 20),  # csr_sddmm: several panels per slice
+    Shape(
+        (17,), 257, 257, 257 * 257
+    ),  # more positions than one range of the gather and of the sum over slices
+)
+PATTERNS = tuple(dict.fromkeys(replace(shape, lead=()) for shape in SHAPES))
+TABLES = (*(shape for shape in SHAPES if shape.n > 0 or prod(shape.lead) == 0), Shape((2, 100), 3, 5, 15))
+SMALL = (Shape((3,), 4, 5, 9), Shape((), 4, 5, 9))
+SMALL_FULL = (Shape((3,), 4, 5, 20), Shape((), 4, 5, 20))
+
+
+def build_linear(shape: Shape, draw: Draw, with_bias: bool) -> Problem:
+    w = draw.csr(shape.n, shape.k, shape.nnz)
+    inputs = (draw.normal(*shape.lead, shape.k), w.values, *([draw.normal(shape.n)] if with_bias else []))
+    return Problem(
+        lambda x, values, *bias: ops.csr_linear(x, CSR(values, w.pattern), *bias),
+        lambda x, values, *bias: reference.csr_linear(x, CSR(values, w.pattern), *bias),
+        inputs,
+    )
+
+
+def build_linear_dense_grad(shape: Shape, draw: Draw, with_bias: bool) -> Problem:
+    pattern = draw.csr(shape.n, shape.k, shape.nnz).pattern
+    inputs = (
+        draw.normal(*shape.lead, shape.k),
+        draw.normal(shape.n, shape.k),
+        *([draw.normal(shape.n)] if with_bias else []),
+    )
+    return Problem(
+        lambda x, master, *bias: ops.csr_linear_dense_grad(x, master, pattern, *bias),
+        lambda x, master, *bias: reference.csr_linear_dense_grad(x, master, pattern, *bias),
+        inputs,
+    )
+
+
+def build_sddmm(shape: Shape, draw: Draw) -> Problem:
+    w = draw.csr(shape.n, shape.k, shape.nnz)
+    return Problem(
+        lambda a, b: ops.csr_sddmm(a, b, w),
+        lambda a, b: reference.csr_sddmm(a, b, w),
+        (draw.normal(*shape.lead, shape.n), draw.normal(*shape.lead, shape.k)),
+    )
+
+
+def build_embedding(shape: Shape, draw: Draw) -> Problem:
+    w, ids = draw.csr(shape.n, shape.k, shape.nnz), draw.ids(shape.lead, shape.n)
+    return Problem(
+        lambda values: ops.csr_embedding(ids, CSR(values, w.pattern)),
+        lambda values: reference.csr_embedding(ids, CSR(values, w.pattern)),
+        (w.values,),
+    )
+
+
+def build_gather(shape: Shape, draw: Draw) -> Problem:
+    pattern = draw.csr(shape.n, shape.k, shape.nnz).pattern
+    return Problem(
+        lambda dense: raw.csr_gather(dense, pattern.crow_indices, pattern.col_indices),
+        lambda dense: dense[reference.row_indices(pattern), pattern.col_indices.long()],
+        (draw.normal(shape.n, shape.k),),
+    )
+
+
+def build_scatter(shape: Shape, draw: Draw) -> Problem:
+    w = draw.csr(shape.n, shape.k, shape.nnz)
+    return Problem(
+        lambda values: CSR(values, w.pattern).to_dense(),
+        lambda values: reference.to_dense(CSR(values, w.pattern)),
+        (w.values,),
+    )
+
+
+def grads(*tensors: Tensor) -> tuple[Tensor, ...]:
+    return tuple(t.requires_grad_() for t in tensors)
+
+
+def raw_linear(draw: Draw, with_bias: bool) -> Iterable[RawCall]:
+    w = draw.csr(5, 7, 9)
+    x, g, bias, values = grads(draw.normal(3, 7), draw.normal(3, 5), draw.normal(5), w.values)
+    if with_bias:
+        yield raw.csr_linear.default, (x, values, *w.pattern.tensors, bias, False)
+    else:
+        yield raw.csr_linear.default, (g, values, *w.pattern.tensors, None, True)
+
+
+def raw_linear_dense_grad(draw: Draw, with_bias: bool) -> Iterable[RawCall]:
+    pattern = draw.csr(5, 7, 9).pattern
+    x, master, bias = grads(draw.normal(3, 7), draw.normal(5, 7), draw.normal(5))
+    yield raw.csr_linear_dense_grad.default, (x, master, *pattern.tensors, bias if with_bias else None)
+
+
+def raw_sddmm(draw: Draw) -> Iterable[RawCall]:
+    w = draw.csr(5, 7, 9)
+    yield raw.csr_sddmm.default, (*grads(draw.normal(3, 5), draw.normal(3, 7)), *w.pattern.tensors)
+
+
+def raw_embedding(draw: Draw) -> Iterable[RawCall]:
+    w, ids = draw.csr(5, 7, 9), draw.ids((3,), 5)
+    values, g = grads(w.values, draw.normal(3, 7))
+    yield raw.csr_embedding.default, (ids, values, w.crow_indices, w.col_indices, 7)
+    yield raw.csr_embedding_backward.default, (g, ids, w.crow_indices, w.col_indices)
+
+
+def raw_gather(draw: Draw) -> Iterable[RawCall]:
+    w = draw.csr(5, 7, 9)
+    yield raw.csr_gather.default, (*grads(draw.normal(5, 7)), w.crow_indices, w.col_indices)
+    yield raw.csr_validate.default, (w.crow_indices, w.col_indices, 7)
+
+
+def raw_scatter(draw: Draw) -> Iterable[RawCall]:
+    w = draw.csr(5, 7, 9)
+    yield raw.csr_scatter.default, (*grads(w.values), w.crow_indices, w.col_indices, 7)
+    yield raw.csr_transpose.default, (w.crow_indices, w.col_indices, 7)
+
+
+# ---- selections
+
+
+@dataclass(frozen=True)
+class Rows:
+    shape: tuple[int, ...]
+    k: int
+
+    def __str__(self) -> str:
+        return f"{'x'.join(map(str, self.shape))},k={self.k}"
+
+
+ROWS = (
+    Rows((130, 257), 64),
+    Rows((5,), 2),
+    Rows((1, 1), 1),
+    Rows((33, 70), 7),
+    Rows((2, 3, 64), 8),
+    Rows((3, 5), 0),
+    Rows((3, 5), 5),
+    Rows((17, 8), 8),
+    Rows((4, 1000), 999),
+    Rows((0, 5), 2),
+    Rows((3, 0), 0),
+)
+
+
+@dataclass(frozen=True)
+class Budget:
+    n: int
+    k: int
+    keep: int
+    floor: int = 0
+    axis: int | None = None
+
+    def __str__(self) -> str:
+        floor = "" if self.axis is None else f",floor={self.floor},axis={self.axis}"
+        return f"{self.n}x{self.k},keep={self.keep}{floor}"
+
+
+BUDGETS = (
+    Budget(257, 70, 5000),
+    Budget(5, 7, 9),
+    Budget(1, 1, 1),
+    Budget(33, 70, 100),
+    Budget(5, 7, 0),
+    Budget(5, 7, 35),
+    Budget(0, 7, 0),
+    Budget(7, 0, 0),
+    Budget(0, 0, 0),
+    Budget(0, 7, 0, floor=2, axis=0),
+    Budget(70, 257, 300, floor=2, axis=0),
+    Budget(33, 600, 1400, floor=2, axis=1),  # three strips of columns
+    Budget(70, 257, 280, floor=4, axis=0),  # the floor takes the whole budget
+    Budget(70, 257, 1028, floor=4, axis=1),
+    Budget(5, 7, 35, floor=7, axis=0),
+)
+
+
+def build_abs_topk(rows: Rows, draw: Draw) -> Problem:
+    return Problem(
+        partial(ops.abs_topk, k=rows.k), partial(reference.abs_topk, k=rows.k), (draw.normal(*rows.shape),)
+    )
+
+
+def build_topk_project(budget: Budget, draw: Draw) -> Problem:
+    rule = (budget.keep, budget.floor, budget.axis)
+    return Problem(
+        lambda w: ops.topk_project_(w.clone(), *rule),
+        lambda w: reference.topk_project_(w.clone(), *rule),
+        (draw.normal(budget.n, budget.k),),
+    )
+
+
+def raw_abs_topk(draw: Draw) -> Iterable[RawCall]:
+    x, g = grads(draw.normal(3, 13), draw.normal(3, 13))
+    yield raw.abs_topk.default, (x, 4)
+    yield raw.abs_topk_backward.default, (g, raw.abs_topk(x, 4)[1])
+
+
+def raw_topk_project(draw: Draw) -> Iterable[RawCall]:
+    yield raw.topk_project_.default, (draw.normal(5, 7), 12, 1, 1)
+    yield raw.topk_select.default, (draw.normal(5, 7), 12, 0, 0)
+
+
+CASES = (
+    *(
+        OpCase(
+            f"csr_linear{suffix}",
+            partial(build_linear, with_bias=with_bias),
+            SHAPES,
+            SMALL,
+            partial(raw_linear, with_bias=with_bias),
+        )
+        for suffix, with_bias in (("", False), ("+bias", True))
+    ),
+    *(
+        OpCase(
+            f"csr_linear_dense_grad{suffix}",
+            partial(build_linear_dense_grad, with_bias=with_bias),
+            SHAPES,
+            SMALL_FULL,  # off the pattern the gradient of the master is not the derivative, by design
+            partial(raw_linear_dense_grad, with_bias=with_bias),
+        )
+        for suffix, with_bias in (("", False), ("+bias", True))
+    ),
+    OpCase("csr_sddmm", build_sddmm, SHAPES, SMALL, raw_sddmm),
+    OpCase("csr_embedding", build_embedding, TABLES, SMALL, raw_embedding),
+    OpCase("csr_gather", build_gather, PATTERNS, SMALL[:1], raw_gather, rounding=0),
+    OpCase("csr_scatter", build_scatter, PATTERNS, SMALL[:1], raw_scatter, rounding=0),
+    OpCase("abs_topk", build_abs_topk, ROWS, (Rows((3, 7), 3), Rows((7,), 3)), raw_abs_topk, rounding=0),
+    OpCase("topk_project_", build_topk_project, BUDGETS, (), raw_topk_project, rounding=0),
+)

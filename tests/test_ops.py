@@ -1,0 +1,537 @@
+"""Every op against its reference in float64, on every instruction set; see ``opcases.py``."""
+
+from collections.abc import Callable
+from math import prod
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from opcases import CASES, Draw, OpCase, Problem, raw
+from torch import Tensor
+
+from sparsekern import CSR, Pattern, ops
+from sparsekern.ops import reference
+from sparsekern.ops.topk_project import topk_project_pattern_, topk_select
+
+INF, NAN = torch.inf, torch.nan
+Layout = Callable[[Tensor], Tensor]
+DIFFERENTIABLE = [case for case in CASES if case.small]
+
+every_case = pytest.mark.parametrize("case", CASES, ids=str)
+every_differentiable_case = pytest.mark.parametrize("case", DIFFERENTIABLE, ids=str)
+every_shape = pytest.mark.parametrize(
+    ("case", "shape"),
+    [pytest.param(case, shape, id=f"{case}-{shape}") for case in CASES for shape in case.shapes],
+)
+every_small_shape = pytest.mark.parametrize(
+    ("case", "shape"),
+    [pytest.param(case, shape, id=f"{case}-{shape}") for case in CASES for shape in case.small],
+)
+both_dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["f32", "f64"])
+
+
+def outcome(fn: Callable[..., Tensor], inputs: tuple[Tensor, ...], cotangent: Tensor | None) -> list[Tensor]:
+    """The result, then (where there is a cotangent) the gradients of all inputs."""
+    if cotangent is None:
+        return [fn(*inputs)]
+    leaves = [t.detach().requires_grad_() for t in inputs]
+    y = fn(*leaves)
+    return [y.detach(), *torch.autograd.grad(y, leaves, cotangent)]
+
+
+def cotangent_of(case: OpCase, problem: Problem, draw: Draw) -> Tensor | None:
+    return draw.normal(*problem.op(*problem.inputs).shape) if case.small else None
+
+
+def run(case: OpCase, shape: Any, draw: Draw) -> list[Tensor]:
+    problem = case.build(shape, draw)
+    return outcome(problem.op, problem.inputs, cotangent_of(case, problem, draw))
+
+
+def assert_within(actual: Tensor, expected: Tensor, scale: Tensor, rounding: float) -> None:
+    assert actual.shape == expected.shape
+    error = (actual.double() - expected).abs()
+    assert (error <= rounding * torch.finfo(actual.dtype).eps * scale).all(), f"off by {error.max()}"
+
+
+def assert_right(
+    case: OpCase, problem: Problem, cotangent: Tensor | None, layout: Layout = Tensor.clone
+) -> None:
+    """Result and gradients are those of the reference in float64, whatever the strides of the op's inputs."""
+    actual = outcome(problem.op, tuple(map(layout, problem.inputs)), cotangent)
+    inputs = tuple(t.double() for t in problem.inputs)
+    cotangent = None if cotangent is None else cotangent.double()
+    expected = outcome(problem.reference, inputs, cotangent)
+    # the ops that round are multilinear: on absolute values they give the sums of absolute products
+    absolute = tuple(t.abs() for t in inputs)
+    scale = outcome(problem.reference, absolute, None if cotangent is None else cotangent.abs())
+    for a, e, s in zip(actual, expected, scale, strict=True):
+        assert a.dtype == problem.inputs[0].dtype
+        assert_within(a, e, s, case.rounding)
+
+
+def assert_same_bits(actual: list[Tensor], expected: list[Tensor]) -> None:
+    assert len(actual) == len(expected)
+    for a, e in zip(actual, expected, strict=True):
+        assert a.dtype == e.dtype
+        bits = torch.int32 if a.dtype == torch.float32 else torch.int64
+        assert torch.equal(a.contiguous().view(bits), e.contiguous().view(bits))
+
+
+# ---- every op
+
+
+@both_dtypes
+@every_shape
+def test_result_and_gradients(case: OpCase, shape: Any, dtype: torch.dtype, isa: str) -> None:
+    draw = Draw(dtype)
+    problem = case.build(shape, draw)
+    assert_right(case, problem, cotangent_of(case, problem, draw))
+
+
+@every_small_shape
+def test_numerical_gradients(case: OpCase, shape: Any, isa: str) -> None:
+    problem = case.build(shape, Draw())
+    leaves = tuple(t.requires_grad_() for t in problem.inputs)
+    assert torch.autograd.gradcheck(problem.op, leaves)
+    assert torch.autograd.gradgradcheck(problem.op, leaves)
+
+
+@every_case
+def test_raw_ops_are_registered_right(case: OpCase) -> None:
+    for op, args in case.raw(Draw(torch.float32)):
+        torch.library.opcheck(op, args)
+
+
+def test_every_raw_op_has_a_case() -> None:
+    checked = {op.name() for case in CASES for op, _ in case.raw(Draw())}
+    assert checked == {
+        name for name in torch._C._dispatch_get_all_op_names() if name.startswith("sparsekern::")
+    }
+
+
+@every_differentiable_case
+def test_compiled_equals_eager(case: OpCase) -> None:
+    draw = Draw(torch.float32)
+    problem = case.build(case.shapes[0], draw)
+    cotangent = cotangent_of(case, problem, draw)
+    torch._dynamo.reset()
+    compiled = torch.compile(problem.op, fullgraph=True, backend="aot_eager", dynamic=True)
+    assert_same_bits(
+        outcome(compiled, problem.inputs, cotangent), outcome(problem.op, problem.inputs, cotangent)
+    )
+
+
+def transposed(x: Tensor) -> Tensor:
+    return x.mT.contiguous().mT if x.dim() > 1 else x
+
+
+def strided(x: Tensor) -> Tensor:
+    return x.repeat_interleave(2, -1)[..., ::2] if x.dim() > 1 else x
+
+
+@pytest.mark.parametrize("layout", [transposed, strided])
+@every_case
+def test_strides_do_not_matter(case: OpCase, layout: Layout, isa: str) -> None:
+    draw = Draw(torch.float32)
+    problem = case.build(case.shapes[0], draw)
+    cotangent = cotangent_of(case, problem, draw)
+    assert_right(case, problem, None if cotangent is None else layout(cotangent), layout)
+
+
+@every_differentiable_case
+def test_expanded_gradient(case: OpCase, isa: str) -> None:
+    problem = case.build(case.shapes[0], Draw(torch.float32))
+    assert_right(case, problem, torch.ones(()).expand(problem.op(*problem.inputs).shape))
+
+
+@both_dtypes
+@every_shape
+def test_threads_do_not_matter(
+    case: OpCase, shape: Any, dtype: torch.dtype, set_threads: Callable[[int], None]
+) -> None:
+    set_threads(1)
+    alone = run(case, shape, Draw(dtype))
+    for threads in (1, 2, 3):
+        set_threads(threads)
+        assert_same_bits(run(case, shape, Draw(dtype)), alone)
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.name.startswith("csr_")], ids=str)
+def test_wide_indices(case: OpCase, isa: str) -> None:
+    narrow = run(case, case.shapes[0], Draw(torch.float32))
+    assert_same_bits(run(case, case.shapes[0], Draw(torch.float32, index=torch.int64)), narrow)
+
+
+# ---- the linear ops
+
+
+@both_dtypes
+def test_linear_token_does_not_see_the_others(dtype: torch.dtype, isa: str) -> None:
+    draw = Draw(dtype)
+    w, x, bias = draw.csr(70, 257, 900), draw.normal(130, 257), draw.normal(70)
+    y = ops.csr_linear(x, w, bias)
+    for begin, end in ((0, 1), (5, 6), (7, 40), (3, 130), (129, 130)):
+        assert_same_bits([ops.csr_linear(x[begin:end], w, bias)], [y[begin:end]])
+    order = torch.randperm(130, generator=draw.generator)
+    assert_same_bits([ops.csr_linear(x[order], w, bias)], [y[order]])
+
+
+def test_linear_keeps_infinities_to_their_tokens(isa: str) -> None:
+    w = CSR.from_dense(torch.tensor([[1.0, 0, 0], [0, 0, 0], [0, 2, 3]]), nnz=3)
+    x = torch.tensor([[1.0, 1, 1], [INF, 1, 1], [1, 1, NAN]])
+    expected = torch.tensor([[1.0, 0, 5], [INF, 0, 5], [1, 0, NAN]])
+    assert torch.equal(ops.csr_linear(x, w).nan_to_num(7, 8), expected.nan_to_num(7, 8))
+
+
+def test_linear_agrees_with_torch_csr() -> None:
+    draw = Draw(torch.float32)
+    w, x = draw.csr(70, 257, 900), draw.normal(33, 257)
+    torch.testing.assert_close(ops.csr_linear(x, w), (w.to_torch() @ x.T).T)
+
+
+def test_linear_of_an_expanded_token(isa: str) -> None:
+    draw = Draw()
+    w, x = draw.csr(70, 257, 900), draw.normal(1, 257)
+    assert_same_bits([ops.csr_linear(x.expand(33, 257), w)], [ops.csr_linear(x, w).expand(33, 70)])
+
+
+def test_linear_with_a_transposed_weight(isa: str) -> None:
+    draw = Draw()
+    w, g = draw.csr(5, 7, 9), draw.normal(3, 5).requires_grad_()
+    values = w.values.requires_grad_()
+    assert torch.autograd.gradcheck(
+        lambda g, v: ops.csr_linear(g, CSR(v, w.pattern).transpose()), (g, values)
+    )
+    torch.testing.assert_close(ops.csr_linear(g, w.transpose()), g @ reference.to_dense(w))
+
+
+def test_linear_dense_grad_gives_the_master_the_dense_gradient(isa: str) -> None:
+    draw = Draw()
+    pattern = draw.csr(5, 7, 9).pattern
+    x, g, master = draw.normal(2, 3, 7), draw.normal(2, 3, 5), draw.normal(5, 7).requires_grad_()
+    ops.csr_linear_dense_grad(x, master, pattern).backward(g)
+    torch.testing.assert_close(master.grad, g.view(6, 5).T @ x.view(6, 7))
+
+
+def test_linear_dense_grad_numerically_off_the_pattern(isa: str) -> None:
+    draw = Draw()
+    pattern = draw.csr(4, 5, 9).pattern
+    x, master, bias = draw.normal(3, 5).requires_grad_(), draw.normal(4, 5), draw.normal(4).requires_grad_()
+
+    def op(x: Tensor, bias: Tensor) -> Tensor:
+        return ops.csr_linear_dense_grad(x, master, pattern, bias)
+
+    assert torch.autograd.gradcheck(op, (x, bias))
+    assert torch.autograd.gradgradcheck(op, (x, bias))
+
+
+# ---- abs_topk
+
+
+@both_dtypes
+@pytest.mark.parametrize(
+    ("x", "k", "kept"),
+    [
+        pytest.param([2.0, -2, 1, 2, -2, 2, 0, 2, -2, 2], 4, [2.0, -2, 0, 2, -2, 0, 0, 0, 0, 0], id="ties"),
+        pytest.param([1.0, 5, -3, 3, 3], 2, [0.0, 5, -3, 0, 0], id="ties-at-the-cut"),
+        pytest.param([0.0] * 9, 3, [0.0] * 9, id="zeros"),
+        pytest.param([1.0, -INF, INF, -9, INF], 2, [0.0, -INF, INF, 0, 0], id="infinities"),
+        pytest.param([INF, 1, NAN, -INF], 1, [0.0, 0, NAN, 0], id="nan-above-infinity"),
+        pytest.param([NAN, 1, NAN, NAN, 2], 2, [NAN, 0, NAN, 0, 0], id="nan-ties"),
+        pytest.param([NAN, 1, 2, 3], 2, [NAN, 0, 0, 3], id="nan-kept"),
+        pytest.param([1.0, INF, NAN], 0, [0.0, 0, 0], id="none"),
+        pytest.param([1.0, -INF, NAN], 3, [1.0, -INF, NAN], id="all"),
+        pytest.param([1e-45, -3e-45, 0, 1e-45], 2, [1e-45, -3e-45, 0, 0], id="denormals"),
+    ],
+)
+def test_abs_topk_of_a_row(x: list[float], k: int, kept: list[float], dtype: torch.dtype, isa: str) -> None:
+    y = ops.abs_topk(torch.tensor(x, dtype=dtype), k)
+    torch.testing.assert_close(y, torch.tensor(kept, dtype=dtype), rtol=0, atol=0, equal_nan=True)
+
+
+def test_abs_topk_gradient_passes_kept_zeros(isa: str) -> None:
+    x = torch.tensor([0.0, -0.0, 3, 0, 0, 0, 0, 0, 0], requires_grad=True)
+    y = ops.abs_topk(x, 3)
+    y.sum().backward()
+    assert y.detach().signbit().tolist() == [False, True] + 7 * [
+        False
+    ]  # a kept -0.0 stays, what is dropped is +0.0
+    assert torch.equal(x.grad, torch.tensor([1.0, 1, 1, 0, 0, 0, 0, 0, 0]))
+
+
+@both_dtypes
+@pytest.mark.parametrize("k", [1, 31, 128, 200])
+def test_abs_topk_keeps_exactly_k_of_many_ties(k: int, dtype: torch.dtype, isa: str) -> None:
+    x = torch.randint(1, 4, (9, 203), generator=torch.Generator().manual_seed(0)).to(dtype)
+    y = ops.abs_topk(x, k)
+    assert (y != 0).sum(1).tolist() == [k] * 9
+    assert torch.equal(y, reference.abs_topk(x, k))
+
+
+# ---- topk_project_
+
+
+def tied_matrix(n: int, k: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Few different magnitudes, both signs, many zeros."""
+    return torch.randint(-3, 4, (n, k), generator=torch.Generator().manual_seed(0)).to(dtype)
+
+
+@pytest.mark.parametrize("shape", [case for case in CASES if case.name == "topk_project_"][0].shapes, ids=str)
+@both_dtypes
+def test_project_returns_the_kept_positions(shape: Any, dtype: torch.dtype, isa: str) -> None:
+    w = tied_matrix(shape.n, shape.k, dtype)
+    rule = (shape.keep, shape.floor, shape.axis)
+    projected = w.clone()
+    crow, col = topk_project_pattern_(projected, *rule)
+    raw.csr_validate(crow, col, shape.k)
+    kept = torch.zeros_like(w)
+    kept[reference.row_indices(Pattern.build(crow, col, w.shape)), col.long()] = 1
+    assert kept.sum() == col.shape[0] == shape.keep
+    assert torch.equal(projected, w * kept)
+    assert torch.equal(projected, reference.topk_project_(w.clone(), *rule))
+    before = w.clone()
+    selected = topk_select(w, *rule)
+    assert torch.equal(w, before)
+    assert torch.equal(selected[0], crow)
+    assert torch.equal(selected[1], col)
+    if shape.floor:
+        assert (kept.sum(1 - shape.axis) >= shape.floor).all()
+
+
+@pytest.mark.parametrize(
+    ("w", "rule", "kept"),
+    [
+        pytest.param([[2.0, -2], [2, -2]], (3,), [[2.0, -2], [2, 0]], id="ties"),
+        pytest.param([[1.0, 5, 3], [-3, 3, 9]], (3,), [[0.0, 5, 3], [0, 0, 9]], id="ties-at-the-cut"),
+        pytest.param([[0.0, -0.0], [0, 0]], (2,), [[0.0, 0], [0, 0]], id="zeros"),
+        pytest.param([[INF, -INF, 1], [2, INF, 3]], (2,), [[INF, -INF, 0], [0, 0, 0]], id="infinities"),
+        pytest.param([[1.0, 1, 9], [1, 1, 8]], (3, 1, 0), [[1.0, 0, 9], [0, 0, 8]], id="row-floor"),
+        pytest.param([[9.0, 8, 7], [1, 1, 1]], (4, 1, 0), [[9.0, 8, 7], [1, 0, 0]], id="row-floor-tie"),
+        pytest.param([[9.0, 1, 7], [8, 1, 1]], (4, 1, 1), [[9.0, 1, 7], [8, 0, 0]], id="column-floor-tie"),
+        pytest.param([[9.0, 1], [8, 2], [7, 2]], (2, 1, 1), [[9.0, 0], [0, 2], [0, 0]], id="only-the-floor"),
+        pytest.param([[1.0, 2], [3, 4]], (0,), [[0.0, 0], [0, 0]], id="none"),
+        pytest.param([[1.0, -0.0], [3, 4]], (4,), [[1.0, -0.0], [3, 4]], id="all"),
+    ],
+)
+@both_dtypes
+def test_project_by_hand(
+    w: list[list[float]], rule: tuple[int, ...], kept: list[list[float]], dtype: torch.dtype, isa: str
+) -> None:
+    weight = torch.tensor(w, dtype=dtype)
+    assert ops.topk_project_(weight, *rule) is weight
+    assert torch.equal(weight, torch.tensor(kept, dtype=dtype))
+
+
+@both_dtypes
+@pytest.mark.parametrize("threads", [1, 3])
+def test_project_refuses_nan(
+    threads: int, dtype: torch.dtype, isa: str, set_threads: Callable[[int], None]
+) -> None:
+    set_threads(threads)
+    w = tied_matrix(257, 70, dtype)
+    w[40, 69] = w[200, 3] = NAN
+    before, version = w.clone(), w._version
+    with pytest.raises(
+        RuntimeError, match=r"topk_project_: weight must not contain NaN, found one at \[40, 69\]"
+    ):
+        ops.topk_project_(w, 100)
+    assert_same_bits([w], [before])
+    assert w._version == version
+
+
+def test_project_a_transposed_matrix(isa: str) -> None:
+    w = tied_matrix(33, 70)
+    view = w.clone().T
+    storage = view.data_ptr()
+    crow, col = topk_project_pattern_(view, 100)
+    assert view.data_ptr() == storage
+    assert torch.equal(view, reference.topk_project_(w.T.clone(), 100))
+    raw.csr_validate(crow, col, 33)
+
+
+def test_project_is_seen_by_autograd() -> None:
+    w = torch.randn(5, 7, requires_grad=True)
+    loss = (w * w).sum()
+    ops.topk_project_(w, 9)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+    assert w.is_leaf
+    assert w.requires_grad
+
+
+# ---- bad input
+
+W = CSR.from_dense(torch.ones(5, 7), nnz=9)
+X = torch.ones(3, 7)
+G = torch.ones(3, 5)
+IDS = torch.tensor([0, 4])
+
+
+def linear_from(values: Tensor) -> Tensor:
+    return ops.csr_linear(X, CSR(values, W.pattern))
+
+
+def master_of(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return ops.csr_linear_dense_grad(X, torch.ones(shape, dtype=dtype), W.pattern)
+
+
+BAD_INPUTS: list[tuple[str, Callable[[], Any], str]] = [
+    ("linear-K", lambda: ops.csr_linear(G, W), "csr_linear: x must have 7 features"),
+    ("linear-scalar", lambda: ops.csr_linear(torch.ones(()), W), "csr_linear: x must have at least one dim"),
+    ("linear-half", lambda: ops.csr_linear(X.half(), W), "csr_linear: x must be float32 or float64"),
+    (
+        "linear-dtypes",
+        lambda: ops.csr_linear(X.double(), W),
+        "csr_linear: values must have scalar type Double",
+    ),
+    ("linear-bias-length", lambda: ops.csr_linear(X, W, X[0]), "csr_linear: bias must be .* 5 elements"),
+    (
+        "linear-bias-dtype",
+        lambda: ops.csr_linear(X, W, G[0].double()),
+        "csr_linear: bias must have scalar type",
+    ),
+    ("linear-values-length", lambda: linear_from(torch.ones(8)), "csr_linear: values must be .* 9 elements"),
+    (
+        "linear-values-strides",
+        lambda: linear_from(torch.ones(18)[::2]),
+        "csr_linear: values must be a contig",
+    ),
+    (
+        "dense-grad-K",
+        lambda: ops.csr_linear_dense_grad(G, torch.ones(5, 7), W.pattern),
+        "x must have 7 features",
+    ),
+    ("dense-grad-narrow", lambda: master_of(5, 2), r"csr_linear_dense_grad: master must have shape \(5, 7\)"),
+    ("dense-grad-wide", lambda: master_of(5, 8), r"csr_linear_dense_grad: master must have shape \(5, 7\)"),
+    ("dense-grad-rows", lambda: master_of(4, 7), r"csr_linear_dense_grad: master must have shape \(5, 7\)"),
+    ("dense-grad-vector", lambda: master_of(35), r"csr_linear_dense_grad: master must have shape \(5, 7\)"),
+    ("dense-grad-half", lambda: master_of(5, 7, dtype=torch.float16), "dense must be float32 or float64"),
+    ("dense-grad-dtypes", lambda: master_of(5, 7, dtype=torch.float64), "values must have scalar type Float"),
+    (
+        "dense-grad-bias",
+        lambda: ops.csr_linear_dense_grad(X, torch.ones(5, 7), W.pattern, X[0]),
+        "bias must be .* 5 elements",
+    ),
+    ("sddmm-a", lambda: ops.csr_sddmm(X, X, W), "csr_sddmm: a must have 5 features"),
+    ("sddmm-b", lambda: ops.csr_sddmm(G, G, W), "csr_sddmm: b must have 7 features"),
+    ("sddmm-tokens", lambda: ops.csr_sddmm(G, X[:2], W), "csr_sddmm: a and b must have the same leading dim"),
+    ("sddmm-lead", lambda: ops.csr_sddmm(G[None], X, W), "csr_sddmm: a and b must have the same leading dim"),
+    (
+        "sddmm-scalar",
+        lambda: ops.csr_sddmm(G, torch.ones(()), W),
+        "csr_sddmm: a and b must have at least one",
+    ),
+    ("sddmm-half", lambda: ops.csr_sddmm(G.half(), X.half(), W), "csr_sddmm: a must be float32 or float64"),
+    ("sddmm-dtypes", lambda: ops.csr_sddmm(G, X.double(), W), "csr_sddmm: a and b must have the same dtype"),
+    (
+        "embedding-high",
+        lambda: ops.csr_embedding(IDS + 1, W),
+        "csr_embedding: ids must be between 0 and 4, got 5",
+    ),
+    (
+        "embedding-low",
+        lambda: ops.csr_embedding(IDS - 1, W),
+        "csr_embedding: ids must be between 0 and 4, got -1",
+    ),
+    ("embedding-ids", lambda: ops.csr_embedding(IDS.int(), W), "csr_embedding: ids must be int64"),
+    (
+        "embedding-half",
+        lambda: ops.csr_embedding(IDS, W.to(dtype=torch.float16)),
+        "csr_embedding: values must be float32 or float64",
+    ),
+    ("abs-topk-high", lambda: ops.abs_topk(X, 8), "abs_topk: k must be between 0 and .* 7, got 8"),
+    ("abs-topk-low", lambda: ops.abs_topk(X, -1), "abs_topk: k must be between 0 and .* 7, got -1"),
+    ("abs-topk-half", lambda: ops.abs_topk(X.half(), 1), "abs_topk: x must be float32 or float64"),
+    ("abs-topk-scalar", lambda: ops.abs_topk(torch.ones(()), 1), "abs_topk: x must have at least one dim"),
+    ("project-high", lambda: ops.topk_project_(X, 22), "topk_project_: k must be between 0 and 21, got 22"),
+    ("project-low", lambda: ops.topk_project_(X, -1), "topk_project_: k must be between 0 and 21, got -1"),
+    (
+        "project-vector",
+        lambda: ops.topk_project_(X[0], 1),
+        r"topk_project_: weight must be a matrix, got .*\(7,\)",
+    ),
+    (
+        "project-half",
+        lambda: ops.topk_project_(X.half(), 1),
+        "topk_project_: weight must be float32 or float64",
+    ),
+    ("project-axis", lambda: ops.topk_project_(X, 9, 1, 2), "topk_project_: axis must be 0 .* got 2"),
+    ("project-no-axis", lambda: ops.topk_project_(X, 9, 1), "topk_project_: floor must be .* axis=None"),
+    ("project-floor", lambda: ops.topk_project_(X, 9, -1, 0), "topk_project_: floor must be .* floor=-1"),
+    (
+        "project-rows",
+        lambda: ops.topk_project_(X, 5, 2, 0),
+        r"topk_project_: k must be at least floor \* 3 = 6",
+    ),
+    (
+        "project-columns",
+        lambda: ops.topk_project_(X, 13, 2, 1),
+        r"topk_project_: k must be at least floor \* 7 = 14",
+    ),
+    ("select-high", lambda: topk_select(X, 22), "topk_select: k must be between 0 and 21, got 22"),
+]
+
+
+@pytest.mark.parametrize(("call", "message"), [pytest.param(*rest, id=name) for name, *rest in BAD_INPUTS])
+def test_bad_input_is_named(call: Callable[[], Any], message: str) -> None:
+    with pytest.raises((ValueError, RuntimeError), match=message):
+        call()
+
+
+# ---- any shape
+
+sizes = st.integers(0, 40)
+fractions = st.floats(0, 1)
+seeds = st.integers(0, 2**32)
+some_examples = settings(max_examples=50, deadline=None, derandomize=True)
+
+
+def drawn(seed: int) -> Draw:
+    return Draw(torch.float32, generator=torch.Generator().manual_seed(seed))
+
+
+@given(sizes, sizes, sizes, fractions, seeds)
+@some_examples
+def test_linear_of_any_shape(tokens: int, n: int, k: int, density: float, seed: int) -> None:
+    draw = drawn(seed)
+    w, x, bias = draw.csr(n, k, int(density * n * k)), draw.normal(tokens, k), draw.normal(n)
+    double = w.to(dtype=torch.float64)
+    scale = x.double().abs() @ reference.to_dense(double).abs().T + bias.double().abs()
+    assert_within(
+        ops.csr_linear(x, w, bias), reference.csr_linear(x.double(), double, bias.double()), scale, 4
+    )
+
+
+@given(sizes, sizes, sizes, fractions, seeds)
+@some_examples
+def test_sddmm_of_any_shape(tokens: int, n: int, k: int, density: float, seed: int) -> None:
+    draw = drawn(seed)
+    w, a, b = draw.csr(n, k, int(density * n * k)), draw.normal(tokens, n), draw.normal(tokens, k)
+    scale = reference.csr_sddmm(a.double().abs(), b.double().abs(), w)
+    assert_within(ops.csr_sddmm(a, b, w), reference.csr_sddmm(a.double(), b.double(), w), scale, 4)
+
+
+@given(sizes, st.integers(0, 300), fractions, st.integers(1, 8), seeds)
+@some_examples
+def test_abs_topk_of_any_shape(rows: int, width: int, fraction: float, magnitudes: int, seed: int) -> None:
+    x = drawn(seed).normal(rows, width).mul(magnitudes).round()  # few magnitudes make many ties
+    k = int(fraction * width)
+    assert_same_bits([ops.abs_topk(x, k)], [reference.abs_topk(x, k)])
+
+
+@given(
+    sizes, st.integers(0, 300), fractions, fractions, st.sampled_from([None, 0, 1]), st.integers(1, 8), seeds
+)
+@some_examples
+def test_project_of_any_shape(
+    n: int, k: int, fraction: float, share: float, axis: int | None, magnitudes: int, seed: int
+) -> None:
+    w = drawn(seed).normal(n, k).mul(magnitudes).round()
+    keep = int(fraction * n * k)
+    floor = 0 if axis is None else int(share * keep / max(1, w.shape[axis]))
+    floor = min(floor, prod(w.shape) // max(1, w.shape[axis or 0]))
+    expected = reference.topk_project_(w.clone(), keep, floor, axis)
+    assert_same_bits([ops.topk_project_(w, keep, floor, axis)], [expected])
