@@ -4,15 +4,9 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
+from opcases import available_isas
 
 import sparsekern
-
-
-def available_isas() -> list[str]:
-    """The instruction sets that were built and that this CPU has, lowest first."""
-    info = sparsekern.build_info()
-    built = info["cpu_isas"]
-    return built[: built.index(info["cpu_isa_detected"]) + 1]
 
 
 @pytest.fixture(params=available_isas())

@@ -1,4 +1,4 @@
-"""One ``OpCase`` per op: its inputs, what it computes, and the raw ops beneath it. ``test_ops.py`` runs them all."""
+"""One ``OpCase`` per op: its inputs, what it computes, the raw ops beneath. ``test_ops.py`` runs them all."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
@@ -9,8 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparsekern import CSR, Pattern, ops
+from sparsekern import CSR, Pattern, build_info, ops
 from sparsekern.ops import reference
+
+
+def available_isas() -> list[str]:
+    """The instruction sets that were built and that this CPU has, lowest first."""
+    info = build_info()
+    built: list[str] = info["cpu_isas"]
+    return built[: built.index(info["cpu_isa_detected"]) + 1]
+
 
 RawCall = tuple[torch._ops.OpOverload, tuple[Any, ...]]
 raw = torch.ops.sparsekern

@@ -3,9 +3,10 @@
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 
 import pytest
-from conftest import available_isas
+from opcases import available_isas
 
 import sparsekern
 
@@ -13,7 +14,7 @@ ISAS = ["base", "avx2", "avx512"]
 
 
 @pytest.fixture
-def restore_isa():
+def restore_isa() -> Iterator[None]:
     before = sparsekern.cpu_isa()
     yield
     sparsekern.set_cpu_isa(before)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from opcases import CASES, Draw, OpCase, Problem, raw
+from opcases import BUDGETS, CASES, Budget, Draw, OpCase, Problem, raw
 from torch import Tensor
 
 from sparsekern import CSR, Pattern, ops
@@ -186,6 +186,7 @@ def test_linear_keeps_infinities_to_their_tokens(isa: str) -> None:
     assert torch.equal(ops.csr_linear(x, w).nan_to_num(7, 8), expected.nan_to_num(7, 8))
 
 
+@pytest.mark.filterwarnings("ignore:Sparse")
 def test_linear_agrees_with_torch_csr() -> None:
     draw = Draw(torch.float32)
     w, x = draw.csr(70, 257, 900), draw.normal(33, 257)
@@ -226,6 +227,16 @@ def test_linear_dense_grad_numerically_off_the_pattern(isa: str) -> None:
 
     assert torch.autograd.gradcheck(op, (x, bias))
     assert torch.autograd.gradgradcheck(op, (x, bias))
+
+
+# ---- csr_embedding
+
+
+def test_embedding_of_strided_ids(isa: str) -> None:
+    draw = Draw(torch.float32)
+    w, ids = draw.csr(257, 70, 1500), draw.ids((3, 33), 257)
+    for view in (ids.T, ids[:, ::2], ids[0, :1].expand(9)):
+        assert torch.equal(ops.csr_embedding(view, w), reference.to_dense(w)[view])
 
 
 # ---- abs_topk
@@ -279,9 +290,9 @@ def tied_matrix(n: int, k: int, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.randint(-3, 4, (n, k), generator=torch.Generator().manual_seed(0)).to(dtype)
 
 
-@pytest.mark.parametrize("shape", [case for case in CASES if case.name == "topk_project_"][0].shapes, ids=str)
+@pytest.mark.parametrize("shape", BUDGETS, ids=str)
 @both_dtypes
-def test_project_returns_the_kept_positions(shape: Any, dtype: torch.dtype, isa: str) -> None:
+def test_project_returns_the_kept_positions(shape: Budget, dtype: torch.dtype, isa: str) -> None:
     w = tied_matrix(shape.n, shape.k, dtype)
     rule = (shape.keep, shape.floor, shape.axis)
     projected = w.clone()

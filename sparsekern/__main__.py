@@ -1,0 +1,5 @@
+"""``python -m sparsekern``."""
+
+from .cli import main
+
+main()

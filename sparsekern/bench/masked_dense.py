@@ -1,0 +1,85 @@
+"""The baseline that people train today: the same model with dense matrices, torch.topk and a projection by mask."""
+
+import copy
+import math
+
+import torch
+from torch import Tensor, nn
+
+from ..models import GPT
+from ..nn import AbsTopK, SparseEmbedding, SparseLinear, SparseWeight
+
+
+class TorchAbsTopK(nn.Module):
+    """AbsTopK through ``torch.topk`` and scatter."""
+
+    def __init__(self, k: int) -> None:
+        super().__init__()
+        self.k = k
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., D) -> (..., D)."""
+        kept = x.abs().topk(self.k, dim=-1, sorted=False).indices
+        return torch.zeros_like(x).scatter(-1, kept, x.gather(-1, kept))
+
+
+def masked_dense_copy(model: GPT) -> GPT:
+    """``model`` with every sparse layer as its dense counterpart (zeros stored) and AbsTopK in plain torch."""
+    dense = copy.deepcopy(model)
+    for name, module in list(dense.named_modules()):
+        if isinstance(module, SparseLinear):
+            dense.set_submodule(name, module.to_linear())
+        elif isinstance(module, SparseEmbedding):
+            dense.set_submodule(name, nn.Embedding.from_pretrained(module.weight.to_dense().detach(), freeze=False))
+        elif isinstance(module, AbsTopK):
+            dense.set_submodule(name, TorchAbsTopK(module.k))
+    return dense
+
+
+def project_(weight: Tensor, k: int, floor: int, axis: int | None) -> None:
+    """Keep the ``k`` largest magnitudes with ``torch.topk``, ``floor`` of every row or column first."""
+    magnitude = weight.abs()
+    if floor and axis is not None:
+        reserved = magnitude.topk(floor, dim=1 - axis, sorted=False).indices
+        magnitude.scatter_(1 - axis, reserved, math.inf)
+    kept = magnitude.flatten().topk(k, sorted=False).indices
+    mask = torch.zeros_like(weight, dtype=torch.bool)
+    mask.view(-1)[kept] = True
+    weight.mul_(mask)
+
+
+class MaskedDenseStep:
+    """A training step of the masked dense model, in the published order, with torch's own fused Adam.
+
+    Args:
+        sparse: the model that tells which parameters are projected, to how many nonzeros, with which floors.
+        dense: its :func:`masked_dense_copy`.
+    """
+
+    def __init__(self, sparse: GPT, dense: GPT, lr: float, weight_decay: float = 0.1) -> None:
+        self.model = dense
+        self.weight_decay = weight_decay
+        self.projected: list[tuple[nn.Parameter, SparseWeight]] = [
+            (dense.get_parameter(f"{name}.weight"), module.weight)
+            for name, module in sparse.named_modules()
+            if isinstance(module, SparseLinear | SparseEmbedding)
+        ]
+        self.parameters = list(dense.parameters())
+        spared = sparse.no_weight_decay()
+        self.decayed = [p for name, p in dense.named_parameters() if p.dim() > 1 and name not in spared]
+        self.adam = torch.optim.Adam(self.parameters, lr=lr, betas=(0.9, 0.95), eps=0.1, fused=True)
+
+    def __call__(self, ids: Tensor, targets: Tensor) -> float:
+        """Forward, backward and update; returns the loss before it."""
+        loss = self.model.loss(ids, targets)
+        self.adam.zero_grad()
+        loss.backward()
+        with torch.no_grad():
+            grads = [p.grad for p in self.parameters if p.grad is not None]
+            rms = torch.nn.utils.get_total_norm(grads) / math.sqrt(sum(p.numel() for p in self.parameters))
+            torch._foreach_div_(grads, rms + 1e-5)
+            self.adam.step()
+            for p, weight in self.projected:
+                project_(p, weight.budget, weight.floor, weight.axis)
+            torch._foreach_mul_(self.decayed, 1 - self.adam.param_groups[0]["lr"] * self.weight_decay)
+        return loss.item()

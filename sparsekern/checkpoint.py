@@ -1,0 +1,102 @@
+"""Checkpoints: safetensors files that appear whole or not at all, and execute nothing when read."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from .nn import SparseWeight
+
+_MODEL, _OPTIMIZER, _META = "model.", "optimizer.", "sparsekern"
+
+
+class CheckpointError(Exception):
+    """A checkpoint cannot be written or read; the message says which and why."""
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Let ``write`` fill a temporary file beside ``path``, then put it in place of ``path``.
+
+    A crash, a kill or a full disk leaves the old file as it was.
+
+    Raises:
+        CheckpointError: the file could not be written.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        write(temporary)
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except (OSError, SafetensorError) as error:
+        temporary.unlink(missing_ok=True)
+        kept = "; the one before it is kept" if path.exists() else ""
+        raise CheckpointError(f"could not write {path}: {error}{kept}") from error
+
+
+def save(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, meta: dict[str, Any]) -> None:
+    """Write everything that training needs to go on: weights, patterns, moments and ``meta`` (JSON)."""
+    tensors = {_MODEL + name: t for name, t in model.state_dict().items()}
+    for name, p in model.named_parameters():
+        for key, value in optimizer.state.get(p, {}).items():
+            tensors[f"{_OPTIMIZER}{name}.{key}"] = value
+    _write(path, tensors, meta)
+
+
+def save_weights(path: Path, model: nn.Module, meta: dict[str, Any]) -> None:
+    """Write the model alone, with every sparse weight as its nonzeros."""
+    tensors = {_MODEL + name: t for name, t in model.state_dict().items()}
+    for name, module in model.named_modules():
+        if isinstance(module, SparseWeight) and module.is_master:
+            del tensors[f"{_MODEL}{name}.master"]
+            tensors[f"{_MODEL}{name}.values"] = module.values.detach()
+    _write(path, tensors, meta)
+
+
+def _write(path: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
+    contiguous = {name: t.contiguous() for name, t in tensors.items()}
+    write_atomically(path, lambda to: save_file(contiguous, to, metadata={_META: json.dumps(meta)}))
+
+
+def read_meta(path: Path) -> dict[str, Any]:
+    """The ``meta`` of a checkpoint."""
+    return _open(path)[0]
+
+
+def load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> dict[str, Any]:
+    """Fill ``model``, and ``optimizer`` if given, from a checkpoint; returns its ``meta``.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, or does not fit the model.
+    """
+    meta, tensors = _open(path)
+    state = {name.removeprefix(_MODEL): t for name, t in tensors.items() if name.startswith(_MODEL)}
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        raise CheckpointError(f"{path} does not fit the model: {error}") from error
+    if optimizer is not None:
+        for name, p in model.named_parameters():
+            prefix = f"{_OPTIMIZER}{name}."
+            moments = {key.removeprefix(prefix): t for key, t in tensors.items() if key.startswith(prefix)}
+            if moments:
+                optimizer.state[p] = moments
+    return meta
+
+
+def _open(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            meta = json.loads((file.metadata() or {}).get(_META, "null"))
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"could not read {path}: {error}") from error
+    if not isinstance(meta, dict):
+        raise CheckpointError(f"{path} is not a sparsekern checkpoint")
+    return meta, tensors

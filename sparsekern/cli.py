@@ -1,0 +1,179 @@
+"""The command line: ``sparsekern train``, ``sample`` and ``info``."""
+
+import dataclasses
+import importlib.util
+import platform
+import signal
+import sys
+import warnings
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from . import build_info, keep_freed_memory
+from .checkpoint import CheckpointError
+from .data import END_OF_TEXT, load_tokenizer
+from .train import PRESETS, TOKENIZER, Step, TrainConfig, Trainer, TrainingError, load_model
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__)
+console = Console()
+
+
+@app.command()
+def train(
+    sources: Annotated[
+        list[str] | None, typer.Argument(help="Files, folders or globs; default: Python's standard library.")
+    ] = None,
+    preset: Annotated[str, typer.Option(help=f"Where to start from: {', '.join(PRESETS)}.")] = "demo",
+    run: Annotated[Path | None, typer.Option(help="Run folder; default: runs/<preset>.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the run folder's last checkpoint.")] = False,
+    steps: Annotated[int | None, typer.Option(help="Optimizer steps.")] = None,
+    lr: Annotated[float | None, typer.Option(help="Learning rate at the target density.")] = None,
+    density: Annotated[float | None, typer.Option(help="Fraction of the matrices' entries that stay.")] = None,
+    anneal: Annotated[str | None, typer.Option(help="Shape of the density: linear, geometric or fast.")] = None,
+    d_model: Annotated[int | None, typer.Option(help="Width of the residual stream.")] = None,
+    n_layer: Annotated[int | None, typer.Option(help="Layers.")] = None,
+    vocab_size: Annotated[int | None, typer.Option(help="Entries of the tokenizer.")] = None,
+    context: Annotated[int | None, typer.Option(help="Tokens per sequence.")] = None,
+    batch: Annotated[int | None, typer.Option(help="Sequences per step.")] = None,
+    min_alive: Annotated[int | None, typer.Option(help="Nonzeros that every neuron keeps.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of weights and data.")] = None,
+) -> None:
+    """Train a weight-sparse GPT. Ctrl-C saves and ends; --resume goes on."""
+    folder = run or Path("runs") / preset
+    overrides = {name: value for name, value in locals().items() if name in _OVERRIDES and value is not None}
+    if preset not in PRESETS:
+        raise ValueError(f"--preset must be one of {', '.join(PRESETS)}, got {preset!r}")
+    if resume and (overrides or sources):
+        raise ValueError(f"--resume takes its settings from {folder}; leave out {', '.join(overrides) or 'sources'}")
+    keep_freed_memory()
+    if resume:
+        trainer = Trainer.resume(folder)
+    else:
+        config = dataclasses.replace(PRESETS[preset], sources=tuple(sources or ()), **overrides)
+        with console.status("Reading the corpus..."):
+            trainer = Trainer(config, folder)
+    train_with_progress(trainer)
+
+
+_OVERRIDES = {f.name for f in dataclasses.fields(TrainConfig)} - {"sources"}
+
+
+def train_with_progress(trainer: Trainer) -> None:
+    """Run a trainer to its end under a progress bar; the first Ctrl-C saves and ends, a second one kills."""
+    total = sum(w.shape[0] * w.shape[1] for w in trainer.sparse_weights)
+    console.print(
+        f"{trainer.folder}: {total:,} weights, {len(trainer.corpus.train):,} training and "
+        f"{len(trainer.corpus.held_out):,} held-out tokens from {trainer.corpus.documents:,} files"
+    )
+
+    def stop(signum: int, frame: Any) -> None:
+        trainer.stop_requested = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    previous = signal.signal(signal.SIGINT, stop)
+    try:
+        with _progress() as progress:
+            task = progress.add_task("", total=trainer.config.steps, completed=trainer.step, **_fields(None, None))
+            held_out: float | None = None
+            for step in trainer.run():
+                held_out = step.held_out if step.held_out is not None else held_out
+                progress.update(task, completed=step.step, **_fields(step, held_out))
+                if step.held_out is not None:
+                    progress.console.print(_line(step), highlight=False)
+    finally:
+        signal.signal(signal.SIGINT, previous)
+    if trainer.step < trainer.config.steps:
+        console.print(f"Stopped at step {trainer.step}; saved. Go on with: sparsekern train --resume --run {trainer.folder}")
+    else:
+        console.print(f"Best held-out loss {trainer.best:.4f} nats per token; everything is in {trainer.folder}")
+
+
+def _progress() -> Progress:
+    return Progress(
+        MofNCompleteColumn(),
+        BarColumn(bar_width=None),
+        TextColumn("loss {task.fields[loss]}  held-out {task.fields[held_out]}"),
+        TextColumn("density {task.fields[density]}  {task.fields[speed]} tokens/s"),
+        TimeRemainingColumn(),
+        console=console,
+    )
+
+
+def _fields(step: Step | None, held_out: float | None) -> dict[str, str]:
+    if step is None:
+        return {"loss": "-", "held_out": "-", "density": "-", "speed": "-"}
+    return {
+        "loss": f"{step.loss:.3f}",
+        "held_out": "-" if held_out is None else f"{held_out:.3f}",
+        "density": f"{step.density:.2%}",
+        "speed": f"{step.tokens_per_second:,.0f}",
+    }
+
+
+def _line(step: Step) -> str:
+    return (
+        f"step {step.step:6d}  loss {step.loss:.4f}  held-out {step.held_out:.4f}  density {step.density:7.2%}  "
+        f"lr {step.lr:.4f}  {step.tokens_per_second:7,.0f} tokens/s"
+    )
+
+
+@app.command()
+def sample(
+    prompt: Annotated[str, typer.Argument(help="Text to complete.")] = "def ",
+    run: Annotated[Path, typer.Option(help="Run folder.")] = Path("runs/demo"),
+    tokens: Annotated[int, typer.Option(help="Tokens to add at most.")] = 120,
+    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token.")] = 0.7,
+    seed: Annotated[int, typer.Option(help="Seed of the sampling.")] = 0,
+) -> None:
+    """Complete a prompt with a run's best model."""
+    console.print(complete(run, prompt, tokens, temperature, seed), markup=False, highlight=False)
+
+
+def complete(run: Path, prompt: str, tokens: int, temperature: float, seed: int) -> str:
+    """``prompt`` and what the run's best model adds to it."""
+    if not prompt:
+        raise ValueError("prompt must not be empty")
+    if tokens < 0 or temperature < 0:
+        raise ValueError(f"tokens and temperature must not be negative, got {tokens} and {temperature}")
+    model, tokenizer = load_model(run), load_tokenizer(run / TOKENIZER)
+    ids = torch.tensor([tokenizer.encode(prompt).ids])
+    generator = torch.Generator().manual_seed(seed)
+    stop = tokenizer.token_to_id(END_OF_TEXT)
+    out = model.generate(ids, tokens, temperature=temperature, generator=generator, stop=stop)
+    return tokenizer.decode(out[0].tolist())
+
+
+@app.command()
+def info() -> None:
+    """Say what is built, what runs, and what is missing."""
+    built = build_info()
+    rows = {
+        "sparsekern": f"{built['version']}, built by {built['compiler']} with torch {built['torch_built_with']}",
+        "python, torch": f"{platform.python_version()}, {torch.__version__} ({torch.get_num_threads()} threads)",
+        "CPU kernels": f"{', '.join(built['cpu_isas'])}; this CPU has {built['cpu_isa_detected']}, in use: {built['cpu_isa']}",
+        "CUDA kernels": "not built",
+    }
+    for name in ("matplotlib", "rich", "safetensors", "tokenizers", "typer"):
+        if importlib.util.find_spec(name) is None:
+            rows[name] = "missing: pip install sparsekern[train]"
+    for name, value in rows.items():
+        console.print(f"{name:14} {value}", markup=False, highlight=False)
+
+
+def main() -> None:
+    """Entry point: errors that a user can mend become one line."""
+    warnings.showwarning = lambda message, *_, **__: console.print(f"warning: {message}", markup=False)  # type: ignore[assignment]
+    try:
+        app()
+    except (ValueError, TrainingError, CheckpointError) as error:
+        console.print(f"sparsekern: {error}", style="red", markup=False, highlight=False)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

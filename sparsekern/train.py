@@ -1,0 +1,422 @@
+"""Training of a weight-sparse GPT: configuration, the loop, and the run folder it lives in.
+
+A run folder holds ``config.json``, ``metrics.jsonl`` (a line per step), ``loss.png``, ``last.safetensors`` (everything, to
+go on from), ``best.safetensors`` (the model alone, at its best held-out loss) and ``tokenizer.json``.
+"""
+
+import json
+import shutil
+import time
+import warnings
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from . import checkpoint
+from ._native import cpu_isa
+from .data import Corpus, bigram_probabilities, held_out_batches, load_corpus, sample_batch
+from .models import GPT, GPTConfig
+from .nn import SparseWeight
+from .optim import Anneal, SparseAdamW, param_groups, sharkfin, warmup_decay
+
+CONFIG, METRICS, LAST, BEST, TOKENIZER, PLOT = (
+    "config.json",
+    "metrics.jsonl",
+    "last.safetensors",
+    "best.safetensors",
+    "tokenizer.json",
+    "loss.png",
+)
+EMBEDDING_REFERENCE_WIDTH = 256  # the published recipe keeps d_model / 256 times the density in embeddings
+
+
+class TrainingError(Exception):
+    """Training cannot start or go on; the message says why."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Everything that decides a run.
+
+    Attributes:
+        sources: files, folders or globs; empty means the running Python's standard library.
+        vocab_size, d_model, n_layer, d_head, d_mlp, afrac: of the model (see :class:`sparsekern.models.GPTConfig`).
+        bigram_init: "uniform" as published, or "counts": the log-probabilities of a smoothed count bigram.
+        context, batch: tokens per sequence and sequences per step.
+        steps, lr, warmup, weight_decay: of the optimizer; ``lr`` holds at the target density.
+        density: of the matrices at the end; ``embedding_density`` None means the published ``density * d_model / 256``.
+        anneal, anneal_start, anneal_end: shape and window of the density (see :class:`sparsekern.optim.Anneal`).
+        min_alive: nonzeros that every neuron keeps.
+        eval_every, eval_windows: steps between held-out evaluations, and their size in sequences.
+        save_every: steps between checkpoints.
+    """
+
+    sources: tuple[str, ...] = ()
+    vocab_size: int = 2048
+    d_model: int = 256
+    n_layer: int = 4
+    d_head: int = 16
+    d_mlp: int | None = None
+    afrac: float | None = 0.25
+    bigram_init: str = "uniform"
+    context: int = 256
+    batch: int = 16
+    steps: int = 2000
+    lr: float = 0.1
+    warmup: float = 0.01
+    weight_decay: float = 0.1
+    density: float = 0.02
+    embedding_density: float | None = None
+    anneal: str = "fast"
+    anneal_start: float = 0.0
+    anneal_end: float = 0.5
+    min_alive: int = 4
+    seed: int = 0
+    eval_every: int = 100
+    eval_windows: int = 64
+    save_every: int = 200
+
+    def __post_init__(self) -> None:
+        for name in ("context", "batch", "steps", "eval_every", "eval_windows", "save_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        if not 0 < self.density <= 1:
+            raise ValueError(f"density must be in (0, 1], got {self.density}")
+        if self.bigram_init not in ("uniform", "counts"):
+            raise ValueError(f"bigram_init must be uniform or counts, got {self.bigram_init!r}")
+        self.schedule  # noqa: B018 - checks the anneal
+
+    @property
+    def model(self) -> GPTConfig:
+        return GPTConfig(
+            block_size=self.context,
+            vocab_size=self.vocab_size,
+            n_layer=self.n_layer,
+            d_head=self.d_head,
+            d_model=self.d_model,
+            d_mlp=self.d_mlp,
+            afrac=self.afrac,
+        )
+
+    @property
+    def schedule(self) -> Anneal:
+        return Anneal(self.anneal, self.anneal_start, self.anneal_end)
+
+    @property
+    def target_embedding_density(self) -> float:
+        if self.embedding_density is not None:
+            return self.embedding_density
+        return min(1.0, self.density * self.d_model / EMBEDDING_REFERENCE_WIDTH)
+
+    @classmethod
+    def from_json(cls, text: str) -> "TrainConfig":
+        """Raises ValueError for what is not the JSON of a configuration."""
+        values = json.loads(text)
+        known = {f.name for f in fields(cls)}
+        if not isinstance(values, dict) or set(values) - known:
+            raise ValueError(f"not a training configuration: unknown {sorted(set(values) - known)}")
+        return cls(**{**values, "sources": tuple(values.get("sources", ()))})
+
+
+# From seconds to the published size (Gao et al. 2025: 8 x 2048, 131,072 tokens a step, 32e9 tokens, one weight in 512).
+PRESETS: dict[str, TrainConfig] = {
+    "smoke": TrainConfig(
+        d_model=64, n_layer=1, context=64, batch=8, steps=20, density=0.1, eval_every=10, eval_windows=8, save_every=10
+    ),
+    "demo": TrainConfig(),
+    "laptop": TrainConfig(d_model=512, n_layer=8, batch=32, steps=20_000, density=0.01, save_every=500),
+    "paper": TrainConfig(
+        d_model=2048,
+        n_layer=8,
+        batch=512,
+        steps=244_140,
+        lr=1.28e-2,
+        density=1 / 512,
+        anneal="linear",
+        anneal_start=0.01,
+        save_every=1000,
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one step gave; ``held_out`` where it was evaluated."""
+
+    step: int
+    loss: float
+    lr: float
+    density: float
+    nnz: int
+    tokens_per_second: float
+    held_out: float | None = None
+
+
+class Trainer:
+    """A run: its model, optimizer, data and folder. ``for step in trainer.run(): ...`` trains.
+
+    Args:
+        config: what to train.
+        folder: the run folder; made if it does not exist.
+        resume: go on from the folder's last checkpoint.
+
+    Raises:
+        TrainingError: the folder already holds another run, or none to resume.
+        ValueError: a density too low for ``min_alive``, or a corpus that does not fit.
+    """
+
+    def __init__(self, config: TrainConfig, folder: Path, *, resume: bool = False) -> None:
+        self.config = config
+        self.folder = folder
+        if not resume and (folder / LAST).exists():
+            raise TrainingError(f"{folder} already holds a run: resume it, or choose another folder")
+        self.corpus: Corpus = load_corpus(config.sources or None, vocab_size=config.vocab_size)
+        torch.manual_seed(config.seed)
+        self.model = GPT(config.model)
+        self.model.set_floor(config.min_alive)
+        self._check_floor()
+        if config.bigram_init == "counts":
+            count_bigrams_(self.model, self.corpus.train)
+        self.optimizer = SparseAdamW(param_groups(self.model), lr=config.lr, weight_decay=config.weight_decay)
+        self.names = {id(p): name for name, p in self.model.named_parameters()}
+        self.step = 0  # steps done
+        self.best = float("inf")
+        self.stop_requested = False
+        folder.mkdir(parents=True, exist_ok=True)
+        if resume:
+            self._restore()
+        else:
+            text = json.dumps(asdict(config), indent=2)
+            checkpoint.write_atomically(folder / CONFIG, lambda to: to.write_text(text + "\n"))
+            shutil.copyfile(self.corpus.folder / TOKENIZER, folder / TOKENIZER)
+            (folder / METRICS).write_text("")
+
+    @classmethod
+    def resume(cls, folder: Path) -> "Trainer":
+        """The run in ``folder``, as its last checkpoint left it."""
+        if not (folder / LAST).exists():
+            raise TrainingError(f"{folder} holds no checkpoint to resume ({LAST} is missing)")
+        try:
+            config = TrainConfig.from_json((folder / CONFIG).read_text())
+        except (OSError, ValueError, TypeError) as error:
+            raise TrainingError(f"could not read {folder / CONFIG}: {error}") from error
+        return cls(config, folder, resume=True)
+
+    # ---- the loop
+
+    def run(self) -> Iterator[Step]:
+        """Train to the end, or until ``stop_requested``; saves on the way and at the end.
+
+        Raises:
+            TrainingError: a tensor is no longer finite; the checkpoint before it is kept.
+            CheckpointError: a checkpoint could not be written; the one before it is kept.
+        """
+        with open(self.folder / METRICS, "a", buffering=1) as metrics:
+            while self.step < self.config.steps and not self.stop_requested:
+                result = self._train_step()
+                metrics.write(json.dumps(asdict(result)) + "\n")
+                if self.step % self.config.save_every == 0:
+                    self.save()
+                yield result
+        self.save()
+
+    def _train_step(self) -> Step:
+        started = time.perf_counter()
+        config = self.config
+        density, lr = self._set_schedule()
+        ids, targets = sample_batch(
+            self.corpus.train, batch=config.batch, context=config.context, seed=config.seed, step=self.step
+        )
+        loss = self.model.loss(ids, targets)
+        self._require_finite(loss, ids)
+        self.optimizer.zero_grad()
+        loss.backward()
+        try:
+            self.optimizer.step()
+        except RuntimeError as error:
+            raise TrainingError(f"step {self.step}: {first_nonfinite(self.model, ids) or error}") from error
+        seconds = time.perf_counter() - started
+        self.step += 1
+        held_out = None
+        if self.step % config.eval_every == 0 or self.step == config.steps:
+            held_out = self.evaluate()
+            if held_out < self.best:
+                self.best = held_out
+                checkpoint.save_weights(self.folder / BEST, self.model, self._meta())
+        return Step(
+            step=self.step,
+            loss=loss.item(),
+            lr=lr,
+            density=density,
+            nnz=sum(w.nnz for w in self.sparse_weights),
+            tokens_per_second=ids.numel() / seconds,
+            held_out=held_out,
+        )
+
+    @property
+    def sparse_weights(self) -> list[SparseWeight]:
+        return self.model.matrices() + self.model.embeddings()
+
+    def _set_schedule(self) -> tuple[float, float]:
+        """Learning rate and budgets of the coming step; returns the matrices' density and the learning rate."""
+        config, schedule = self.config, self.config.schedule
+        density = schedule.density(self.step, config.steps, config.density)
+        lr = config.lr * warmup_decay(self.step, config.steps, config.warmup) * sharkfin(density, config.density)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        embedding_density = schedule.density(self.step, config.steps, config.target_embedding_density)
+        set_budgets(self.model.matrices(), density)
+        set_budgets(self.model.embeddings(), embedding_density)
+        return density, lr
+
+    @torch.no_grad()
+    def evaluate(self) -> float:
+        """Mean held-out loss in nats per token, over the same windows every time."""
+        config = self.config
+        batches = held_out_batches(
+            self.corpus.held_out, batch=config.batch, context=config.context, count=config.eval_windows
+        )
+        total = sum(self.model.loss(ids, targets).item() * len(ids) for ids, targets in batches)
+        return total / config.eval_windows
+
+    # ---- safety
+
+    def _check_floor(self) -> None:
+        for name, module in self.model.named_modules():
+            if isinstance(module, SparseWeight) and module.floor:
+                assert module.axis is not None
+                needed = module.floor * module.shape[module.axis]
+                budget = int(self.config.density * module.shape[0] * module.shape[1])
+                if needed > budget:
+                    raise ValueError(
+                        f"density {self.config.density} leaves {name} {budget} nonzeros, but min_alive="
+                        f"{module.floor} needs {needed}: raise density or lower min_alive"
+                    )
+
+    def _require_finite(self, loss: Tensor, ids: Tensor) -> None:
+        if not torch.isfinite(loss):
+            raise TrainingError(f"step {self.step}: {first_nonfinite(self.model, ids) or 'loss is not finite'}")
+
+    # ---- the folder
+
+    def _meta(self) -> dict[str, Any]:
+        return {
+            "step": self.step,
+            "best": None if self.best == float("inf") else self.best,
+            "corpus": self.corpus.folder.name,
+            "model": asdict(self.config.model),
+            "cpu_isa": cpu_isa(),
+            "threads": torch.get_num_threads(),
+        }
+
+    def save(self) -> None:
+        """Write the last checkpoint, and draw the loss curve."""
+        checkpoint.save(self.folder / LAST, self.model, self.optimizer, self._meta())
+        plot_losses(self.folder)
+
+    def _restore(self) -> None:
+        meta = checkpoint.load(self.folder / LAST, self.model, self.optimizer)
+        if meta["corpus"] != self.corpus.folder.name:
+            raise TrainingError(f"the corpus has changed since the run began: {meta['corpus']} then, "
+                                f"{self.corpus.folder.name} now")
+        here = self._meta()
+        for key in ("cpu_isa", "threads"):
+            if meta[key] != here[key]:
+                warnings.warn(
+                    f"the run used {key}={meta[key]}, now it is {here[key]}: losses will differ in the last digits",
+                    stacklevel=3,
+                )
+        self.step = meta["step"]
+        self.best = float("inf") if meta["best"] is None else meta["best"]
+        done = [line for line in read_metrics(self.folder) if line["step"] <= self.step]
+        text = "".join(json.dumps(line) + "\n" for line in done)
+        checkpoint.write_atomically(self.folder / METRICS, lambda to: to.write_text(text))
+
+
+@torch.no_grad()
+def count_bigrams_(model: GPT, tokens: np.ndarray) -> None:
+    """Set the bigram table to the log-probabilities of a smoothed count bigram of ``tokens``."""
+    assert model.bigram_table is not None
+    vocab = model.config.vocab_size
+    first, second = np.divmod(np.arange(vocab * vocab), vocab)
+    log = np.log(bigram_probabilities(tokens, first, second, vocab)).reshape(vocab, vocab)
+    model.bigram_table.copy_(torch.from_numpy(log))
+
+
+def set_budgets(weights: list[SparseWeight], density: float) -> None:
+    """Let the next projection keep ``density`` of each weight, rounded down."""
+    for weight in weights:
+        weight.budget = int(density * weight.shape[0] * weight.shape[1])
+
+
+def first_nonfinite(model: nn.Module, ids: Tensor) -> str | None:
+    """Names the first tensor that is not finite: a parameter, a gradient, or a module's output for ``ids``."""
+    for name, p in model.named_parameters():
+        if not torch.isfinite(p).all():
+            return f"parameter {name} is not finite"
+    for name, p in model.named_parameters():
+        if p.grad is not None and not torch.isfinite(p.grad).all():
+            return f"the gradient of {name} is not finite"
+    found: list[str] = []
+
+    def look(name: str) -> Any:
+        def hook(module: nn.Module, args: Any, output: Any) -> None:
+            if isinstance(output, Tensor) and not torch.isfinite(output).all():
+                found.append(f"the output of {name or 'the model'} is not finite")
+
+        return hook
+
+    handles = [module.register_forward_hook(look(name)) for name, module in model.named_modules()]
+    with torch.no_grad():
+        model(ids)
+    for handle in handles:
+        handle.remove()
+    return found[0] if found else None
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """The whole lines of a run's metrics; a line that a kill cut short is left out."""
+    lines = (folder / METRICS).read_text().splitlines()
+    steps = []
+    for line in lines:
+        try:
+            steps.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return steps
+
+
+def plot_losses(folder: Path) -> None:
+    """Draw ``loss.png``: training and held-out loss, and density, over the steps."""
+    from matplotlib.figure import Figure
+
+    steps = read_metrics(folder)
+    held_out = [s for s in steps if s["held_out"] is not None]
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.subplots()
+    axes.plot([s["step"] for s in steps], [s["loss"] for s in steps], lw=0.6, alpha=0.6, label="training")
+    axes.plot([s["step"] for s in held_out], [s["held_out"] for s in held_out], "o-", ms=3, label="held out")
+    axes.set(xlabel="step", ylabel="loss (nats per token)")
+    axes.legend(loc="upper right")
+    density = axes.twinx()
+    density.semilogy([s["step"] for s in steps], [s["density"] for s in steps], "k:", lw=1)
+    density.set_ylabel("density (dotted)")
+    checkpoint.write_atomically(folder / PLOT, lambda to: figure.savefig(to, format="png", dpi=120))
+
+
+def load_model(folder: Path) -> GPT:
+    """The best model of a run, with its sparse weights as their nonzeros.
+
+    Raises:
+        CheckpointError: the folder has no readable checkpoint.
+    """
+    path = folder / BEST
+    meta = checkpoint.read_meta(path)
+    model = GPT(GPTConfig(**meta["model"]))
+    checkpoint.load(path, model)
+    return model.eval()
