@@ -42,7 +42,8 @@ class CMakeBuild(build_ext):
         except ImportError:
             pass  # CMakeLists.txt takes the headers that torch carries
         jobs = os.environ.get("MAX_JOBS") or str(len(os.sched_getaffinity(0)))
-        for command in (configure, [find("cmake"), "--build", build, "--parallel", jobs], [find("cmake"), "--install", build]):
+        compile_, install = [find("cmake"), "--build", build, "--parallel", jobs], [find("cmake"), "--install", build]
+        for command in (configure, compile_, install):
             if subprocess.run([str(part) for part in command]).returncode:
                 sys.exit("sparsekern: the native build failed; the reason is above")
 

@@ -1,5 +1,8 @@
 """Weight-sparse training made cheap: sparse kernels, layers, training and circuits for PyTorch."""
 
+import os
+import warnings
+
 from . import models, nn, ops, optim
 from ._native import build_info, cpu_isa, keep_freed_memory, set_cpu_isa
 from .formats import CSR, Pattern
@@ -19,3 +22,7 @@ __all__ = [
     "set_cpu_isa",
     "sparsify_",
 ]
+
+_asked = os.environ.get("SPARSEKERN_CPU_ISA")
+if _asked and _asked != cpu_isa():
+    warnings.warn(f"SPARSEKERN_CPU_ISA={_asked} is unknown or not available, {cpu_isa()} is used", stacklevel=2)

@@ -35,9 +35,10 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except (OSError, SafetensorError) as error:
-        temporary.unlink(missing_ok=True)
         kept = "; the one before it is kept" if path.exists() else ""
         raise CheckpointError(f"could not write {path}: {error}{kept}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def save(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, meta: dict[str, Any]) -> None:

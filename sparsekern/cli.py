@@ -68,7 +68,8 @@ def train_with_progress(trainer: Trainer) -> None:
     total = sum(w.shape[0] * w.shape[1] for w in trainer.sparse_weights)
     console.print(
         f"{trainer.folder}: {total:,} weights, {len(trainer.corpus.train):,} training and "
-        f"{len(trainer.corpus.held_out):,} held-out tokens from {trainer.corpus.documents:,} files"
+        f"{len(trainer.corpus.held_out):,} held-out tokens from {trainer.corpus.documents:,} files",
+        markup=False,
     )
 
     def stop(signum: int, frame: Any) -> None:
@@ -78,41 +79,37 @@ def train_with_progress(trainer: Trainer) -> None:
     previous = signal.signal(signal.SIGINT, stop)
     try:
         with _progress() as progress:
-            task = progress.add_task("", total=trainer.config.steps, completed=trainer.step, **_fields(None, None))
+            task = progress.add_task("starting", total=trainer.config.steps, completed=trainer.step)
             held_out: float | None = None
             for step in trainer.run():
                 held_out = step.held_out if step.held_out is not None else held_out
-                progress.update(task, completed=step.step, **_fields(step, held_out))
+                progress.update(task, completed=step.step, description=_status(step, held_out))
                 if step.held_out is not None:
                     progress.console.print(_line(step), highlight=False)
     finally:
         signal.signal(signal.SIGINT, previous)
     if trainer.step < trainer.config.steps:
-        console.print(f"Stopped at step {trainer.step}; saved. Go on with: sparsekern train --resume --run {trainer.folder}")
+        go_on = f"sparsekern train --resume --run {trainer.folder}"
+        console.print(f"Stopped at step {trainer.step}; saved. Go on with: {go_on}", markup=False, soft_wrap=True)
     else:
-        console.print(f"Best held-out loss {trainer.best:.4f} nats per token; everything is in {trainer.folder}")
+        text = f"Best held-out loss {trainer.best:.4f} nats per token; everything is in {trainer.folder}"
+        console.print(text, markup=False)
 
 
 def _progress() -> Progress:
     return Progress(
         MofNCompleteColumn(),
         BarColumn(bar_width=None),
-        TextColumn("loss {task.fields[loss]}  held-out {task.fields[held_out]}"),
-        TextColumn("density {task.fields[density]}  {task.fields[speed]} tokens/s"),
+        TextColumn("{task.description}"),
         TimeRemainingColumn(),
         console=console,
     )
 
 
-def _fields(step: Step | None, held_out: float | None) -> dict[str, str]:
-    if step is None:
-        return {"loss": "-", "held_out": "-", "density": "-", "speed": "-"}
-    return {
-        "loss": f"{step.loss:.3f}",
-        "held_out": "-" if held_out is None else f"{held_out:.3f}",
-        "density": f"{step.density:.2%}",
-        "speed": f"{step.tokens_per_second:,.0f}",
-    }
+def _status(step: Step, held_out: float | None) -> str:
+    known = "-" if held_out is None else f"{held_out:.3f}"
+    speed = f"{step.tokens_per_second:,.0f} tokens/s"
+    return f"loss {step.loss:.3f}  held-out {known}  density {step.density:.2%}  {speed}"
 
 
 def _line(step: Step) -> str:
@@ -131,7 +128,7 @@ def sample(
     seed: Annotated[int, typer.Option(help="Seed of the sampling.")] = 0,
 ) -> None:
     """Complete a prompt with a run's best model."""
-    console.print(complete(run, prompt, tokens, temperature, seed), markup=False, highlight=False)
+    typer.echo(complete(run, prompt, tokens, temperature, seed))  # as it is: the console would wrap and replace
 
 
 def complete(run: Path, prompt: str, tokens: int, temperature: float, seed: int) -> str:
@@ -155,7 +152,8 @@ def info() -> None:
     rows = {
         "sparsekern": f"{built['version']}, built by {built['compiler']} with torch {built['torch_built_with']}",
         "python, torch": f"{platform.python_version()}, {torch.__version__} ({torch.get_num_threads()} threads)",
-        "CPU kernels": f"{', '.join(built['cpu_isas'])}; this CPU has {built['cpu_isa_detected']}, in use: {built['cpu_isa']}",
+        "CPU kernels": f"{', '.join(built['cpu_isas'])}; this CPU has {built['cpu_isa_detected']}",
+        "in use": built["cpu_isa"],
         "CUDA kernels": "not built",
     }
     for name in ("matplotlib", "rich", "safetensors", "tokenizers", "typer"):
@@ -165,12 +163,16 @@ def info() -> None:
         console.print(f"{name:14} {value}", markup=False, highlight=False)
 
 
+def _show_warning(message: Warning | str, *_: Any) -> None:
+    console.print(f"warning: {message}", markup=False)
+
+
 def main() -> None:
     """Entry point: errors that a user can mend become one line."""
-    warnings.showwarning = lambda message, *_, **__: console.print(f"warning: {message}", markup=False)  # type: ignore[assignment]
+    warnings.showwarning = _show_warning  # type: ignore[assignment]
     try:
         app()
-    except (ValueError, TrainingError, CheckpointError) as error:
+    except (ValueError, OSError, TrainingError, CheckpointError) as error:
         console.print(f"sparsekern: {error}", style="red", markup=False, highlight=False)
         sys.exit(2)
 

@@ -1,4 +1,4 @@
-"""Sparse formats: plain tensors with names, never a ``torch.sparse`` layout (which autograd, compile and DDP trip over)."""
+"""Sparse formats: plain tensors with names, never a ``torch.sparse`` layout, which autograd and compile trip over."""
 
 from dataclasses import dataclass
 
@@ -42,7 +42,8 @@ class Pattern:
     @classmethod
     def build(cls, crow_indices: Tensor, col_indices: Tensor, shape: tuple[int, int]) -> "Pattern":
         """A pattern from valid CSR indices; the transpose is computed."""
-        return cls(crow_indices, col_indices, *csr_transpose(crow_indices, col_indices, shape[1]), tuple(shape))
+        ccol, row, perm = csr_transpose(crow_indices, col_indices, shape[1])
+        return cls(crow_indices, col_indices, ccol, row, perm, shape)
 
     @property
     def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -62,7 +63,8 @@ class Pattern:
         )
 
     def to(self, device: torch.device | str) -> "Pattern":
-        return Pattern(*(t.to(device) for t in self.tensors), self.shape)
+        crow, col, ccol, row, perm = (t.to(device) for t in self.tensors)
+        return Pattern(crow, col, ccol, row, perm, self.shape)
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,9 +80,7 @@ class CSR:
     # ---- construction
 
     @classmethod
-    def from_parts(
-        cls, crow_indices: Tensor, col_indices: Tensor, values: Tensor, shape: tuple[int, int]
-    ) -> "CSR":
+    def from_parts(cls, crow_indices: Tensor, col_indices: Tensor, values: Tensor, shape: tuple[int, int]) -> "CSR":
         """From the pieces of a CSR matrix, in the order of ``torch.sparse_csr_tensor``; they are validated.
 
         Raises:

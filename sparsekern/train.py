@@ -1,7 +1,7 @@
 """Training of a weight-sparse GPT: configuration, the loop, and the run folder it lives in.
 
-A run folder holds ``config.json``, ``metrics.jsonl`` (a line per step), ``loss.png``, ``last.safetensors`` (everything, to
-go on from), ``best.safetensors`` (the model alone, at its best held-out loss) and ``tokenizer.json``.
+A run folder holds ``config.json``, ``metrics.jsonl`` (a line per step), ``loss.png``, ``last.safetensors`` (everything,
+to go on from), ``best.safetensors`` (the model alone, at its best held-out loss) and ``tokenizer.json``.
 """
 
 import json
@@ -46,7 +46,8 @@ class TrainConfig:
     Attributes:
         sources: files, folders or globs; empty means the running Python's standard library.
         vocab_size, d_model, n_layer, d_head, d_mlp, afrac: of the model (see :class:`sparsekern.models.GPTConfig`).
-        bigram_init: "uniform" as published, or "counts": the log-probabilities of a smoothed count bigram.
+        bigram: "learned" as published, or "counts": the fixed log-probabilities of a smoothed count bigram, which a
+            short run would spend most of its tokens on.
         context, batch: tokens per sequence and sequences per step.
         steps, lr, warmup, weight_decay: of the optimizer; ``lr`` holds at the target density.
         density: of the matrices at the end; ``embedding_density`` None means the published ``density * d_model / 256``.
@@ -63,7 +64,7 @@ class TrainConfig:
     d_head: int = 16
     d_mlp: int | None = None
     afrac: float | None = 0.25
-    bigram_init: str = "uniform"
+    bigram: str = "learned"
     context: int = 256
     batch: int = 16
     steps: int = 2000
@@ -87,9 +88,13 @@ class TrainConfig:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
         if not 0 < self.density <= 1:
             raise ValueError(f"density must be in (0, 1], got {self.density}")
-        if self.bigram_init not in ("uniform", "counts"):
-            raise ValueError(f"bigram_init must be uniform or counts, got {self.bigram_init!r}")
-        self.schedule  # noqa: B018 - checks the anneal
+        if not 0 < self.target_embedding_density <= 1:
+            raise ValueError(f"embedding_density must be in (0, 1], got {self.embedding_density}")
+        if self.min_alive < 0:
+            raise ValueError(f"min_alive must not be negative, got {self.min_alive}")
+        if self.bigram not in ("learned", "counts"):
+            raise ValueError(f"bigram must be learned or counts, got {self.bigram!r}")
+        self.schedule, self.model  # noqa: B018 - these check themselves
 
     @property
     def model(self) -> GPTConfig:
@@ -101,6 +106,7 @@ class TrainConfig:
             d_model=self.d_model,
             d_mlp=self.d_mlp,
             afrac=self.afrac,
+            learnable_bigram_table=self.bigram == "learned",
         )
 
     @property
@@ -176,11 +182,12 @@ class Trainer:
         if not resume and (folder / LAST).exists():
             raise TrainingError(f"{folder} already holds a run: resume it, or choose another folder")
         self.corpus: Corpus = load_corpus(config.sources or None, vocab_size=config.vocab_size)
+        self._check_corpus()
         torch.manual_seed(config.seed)
         self.model = GPT(config.model)
         self.model.set_floor(config.min_alive)
         self._check_floor()
-        if config.bigram_init == "counts":
+        if config.bigram == "counts":
             count_bigrams_(self.model, self.corpus.train)
         self.optimizer = SparseAdamW(param_groups(self.model), lr=config.lr, weight_decay=config.weight_decay)
         self.names = {id(p): name for name, p in self.model.named_parameters()}
@@ -236,10 +243,11 @@ class Trainer:
         self._require_finite(loss, ids)
         self.optimizer.zero_grad()
         loss.backward()
+        self._require_finite(self.optimizer.gradient_rms(), ids)
         try:
             self.optimizer.step()
         except RuntimeError as error:
-            raise TrainingError(f"step {self.step}: {first_nonfinite(self.model, ids) or error}") from error
+            raise TrainingError(f"step {self.step + 1}: {first_nonfinite(self.model, ids) or error}") from error
         seconds = time.perf_counter() - started
         self.step += 1
         held_out = None
@@ -286,6 +294,11 @@ class Trainer:
 
     # ---- safety
 
+    def _check_corpus(self) -> None:
+        for what, tokens in (("training", self.corpus.train), ("held-out", self.corpus.held_out)):
+            if len(tokens) <= self.config.context:
+                raise ValueError(f"context must be below the {len(tokens)} {what} tokens, got {self.config.context}")
+
     def _check_floor(self) -> None:
         for name, module in self.model.named_modules():
             if isinstance(module, SparseWeight) and module.floor:
@@ -298,9 +311,10 @@ class Trainer:
                         f"{module.floor} needs {needed}: raise density or lower min_alive"
                     )
 
-    def _require_finite(self, loss: Tensor, ids: Tensor) -> None:
-        if not torch.isfinite(loss):
-            raise TrainingError(f"step {self.step}: {first_nonfinite(self.model, ids) or 'loss is not finite'}")
+    def _require_finite(self, number: Tensor, ids: Tensor) -> None:
+        if not torch.isfinite(number):
+            what = first_nonfinite(self.model, ids) or "a sum of finite numbers is not finite"
+            raise TrainingError(f"step {self.step + 1}: {what}")
 
     # ---- the folder
 
@@ -322,8 +336,9 @@ class Trainer:
     def _restore(self) -> None:
         meta = checkpoint.load(self.folder / LAST, self.model, self.optimizer)
         if meta["corpus"] != self.corpus.folder.name:
-            raise TrainingError(f"the corpus has changed since the run began: {meta['corpus']} then, "
-                                f"{self.corpus.folder.name} now")
+            raise TrainingError(
+                f"the corpus has changed since the run began: {meta['corpus']} then, {self.corpus.folder.name} now"
+            )
         here = self._meta()
         for key in ("cpu_isa", "threads"):
             if meta[key] != here[key]:

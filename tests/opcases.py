@@ -40,9 +40,7 @@ class Draw:
 
     def csr(self, n: int, k: int, nnz: int) -> CSR:
         w = CSR.random(n, k, nnz=nnz, generator=self.generator, dtype=self.dtype)
-        return CSR(
-            w.values, Pattern.build(w.crow_indices.to(self.index), w.col_indices.to(self.index), w.shape)
-        )
+        return CSR(w.values, Pattern.build(w.crow_indices.to(self.index), w.col_indices.to(self.index), w.shape))
 
 
 @dataclass(frozen=True)
@@ -61,9 +59,7 @@ class OpCase:
     shapes: tuple[Any, ...]  # the first where one is enough
     small: tuple[Any, ...]  # for numerical gradients; empty where there is no gradient
     raw: Callable[[Draw], Iterable[RawCall]]
-    rounding: float = (
-        4.0  # allowed error, in units of eps times the sum of absolute products; 0 for ops that only move
-    )
+    rounding: float = 4.0  # allowed error, in units of eps times the sum of absolute products; 0 for ops that only move
 
     def __str__(self) -> str:
         return self.name
@@ -101,11 +97,9 @@ SHAPES = (
     Shape((33,), 3, 3000, 200),  # panels of two vectors with AVX-512
     Shape((33,), 3, 10000, 300),  # of two at the baseline, of one with AVX2
     Shape((33,), 3, 20000, 300),  # of one at the baseline
-    Shape((130,), 257, 5, 1285),  # csr_sddmm: several blocks of rows, several slices of tokens
-    Shape((1100,), 5, 7, 20),  # csr_sddmm: several panels per slice
-    Shape(
-        (17,), 257, 257, 257 * 257
-    ),  # more positions than one range of the gather and of the sum over slices
+    Shape((1100,), 257, 5, 1285),  # csr_sddmm: several blocks of rows, slices of tokens, panels per slice
+    Shape((1100,), 5, 7, 20),  # csr_sddmm: one block of rows, the most slices
+    Shape((17,), 257, 257, 257 * 257),  # more positions than one range of the gather and of the sum over slices
 )
 PATTERNS = tuple(dict.fromkeys(replace(shape, lead=()) for shape in SHAPES))
 TABLES = (*(shape for shape in SHAPES if shape.n > 0 or prod(shape.lead) == 0), Shape((2, 100), 3, 5, 15))
@@ -276,9 +270,7 @@ BUDGETS = (
 
 
 def build_abs_topk(rows: Rows, draw: Draw) -> Problem:
-    return Problem(
-        partial(ops.abs_topk, k=rows.k), partial(reference.abs_topk, k=rows.k), (draw.normal(*rows.shape),)
-    )
+    return Problem(partial(ops.abs_topk, k=rows.k), partial(reference.abs_topk, k=rows.k), (draw.normal(*rows.shape),))
 
 
 def build_topk_project(budget: Budget, draw: Draw) -> Problem:

@@ -25,9 +25,7 @@ def isa_of_a_new_process(asked: str | None) -> str:
     if asked is not None:
         environment["SPARSEKERN_CPU_ISA"] = asked
     code = "import sparsekern; print(sparsekern.cpu_isa())"
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
-    )
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     return done.stdout.strip()
 
 

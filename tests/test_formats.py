@@ -73,21 +73,13 @@ def test_gradients_reach_the_values_leaf() -> None:
         pytest.param([0, 2, 2, 4], [1, 2**32 + 3, 0, 2], 4, "between 0 and 3, .* position 1", id="overflow"),
         pytest.param([1, 2, 2, 4], [1, 3, 0, 2], 4, "crow_indices must begin with 0", id="crow-start"),
         pytest.param([2**32, 2, 2, 4], [1, 3, 0, 2], 4, "crow_indices must begin with 0", id="crow-overflow"),
-        pytest.param(
-            [0, 3, 2, 4], [1, 3, 0, 2], 4, "must not decrease, but does after row 1", id="crow-falls"
-        ),
+        pytest.param([0, 3, 2, 4], [1, 3, 0, 2], 4, "must not decrease, but does after row 1", id="crow-falls"),
         pytest.param([0, 2, 2, 3], [1, 3, 0, 2], 4, "must be the number of col_indices, 4", id="crow-end"),
         pytest.param([0, 2, 2, 5], [1, 3, 0, 2], 4, "must be the number of col_indices, 4", id="crow-beyond"),
         pytest.param([0, 2, 4], [1, 3, 0, 2], 4, r"N \+ 1 = 4 entries, got \(3,\)", id="crow-length"),
-        pytest.param(
-            [0, 2, 2, 4], [1, 3, 0, 2], 3, r"equal length, got \(3,\) and \(4,\)", id="values-length"
-        ),
-        pytest.param(
-            [0, 2, 2, 4], [[1, 3, 0, 2]], 4, r"equal length, got \(4,\) and \(1, 4\)", id="col-matrix"
-        ),
-        pytest.param(
-            [0, 2, 2, 4], [1.0, 3, 0, 2], 4, "col_indices must have scalar type Long", id="col-float"
-        ),
+        pytest.param([0, 2, 2, 4], [1, 3, 0, 2], 3, r"equal length, got \(3,\) and \(4,\)", id="values-length"),
+        pytest.param([0, 2, 2, 4], [[1, 3, 0, 2]], 4, r"equal length, got \(4,\) and \(1, 4\)", id="col-matrix"),
+        pytest.param([0, 2, 2, 4], [1.0, 3, 0, 2], 4, "col_indices must have scalar type Long", id="col-float"),
         pytest.param([0.0, 2, 2, 4], [1, 3, 0, 2], 4, "crow_indices must be int32 or int64", id="crow-float"),
     ],
 )
@@ -148,9 +140,7 @@ def test_from_dense_of_a_transposed_matrix() -> None:
 # ---- random
 
 
-@pytest.mark.parametrize(
-    ("n", "k", "nnz"), [(50, 40, 7), (50, 40, 600), (50, 40, 2000), (0, 4, 0), (4, 0, 0)]
-)
+@pytest.mark.parametrize(("n", "k", "nnz"), [(50, 40, 7), (50, 40, 600), (50, 40, 2000), (0, 4, 0), (4, 0, 0)])
 def test_random_has_exactly_nnz_distinct_positions(n: int, k: int, nnz: int) -> None:
     w = CSR.random(n, k, nnz=nnz, generator=seeded())
     w.validate()

@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "optim": {"ops", "formats", "nn", "optim"},
 }
 EXTRAS = {"matplotlib", "rich", "safetensors", "tokenizers", "typer"}
-MAY_IMPORT_EXTRAS = {"train", "cli", "data", "models", "bench"}
+MAY_IMPORT_EXTRAS = {"train", "checkpoint", "cli", "data", "models", "bench"}
 
 CPU_SYSTEM_HEADERS = {
     "cmath",
@@ -74,8 +74,7 @@ def python_files() -> list[Path]:
 
 def imports_by_file() -> dict[Path, set[str]]:
     return {
-        path: imports_of(path.read_text(), ".".join(path.relative_to(ROOT).parent.parts))
-        for path in python_files()
+        path: imports_of(path.read_text(), ".".join(path.relative_to(ROOT).parent.parts)) for path in python_files()
     }
 
 
@@ -161,9 +160,7 @@ def test_only_the_bindings_include_torch() -> None:
 def test_bindings_include_only_the_stable_torch() -> None:
     for path in sources("torch"):
         torch_headers = {name for name in includes_of(path) if name.startswith(("torch/", "ATen/", "c10/"))}
-        assert all(name.startswith(("torch/csrc/stable/", "torch/headeronly/")) for name in torch_headers), (
-            path
-        )
+        assert all(name.startswith(("torch/csrc/stable/", "torch/headeronly/")) for name in torch_headers), path
 
 
 # ---- symbols
@@ -180,9 +177,7 @@ def test_library_needs_no_unstable_torch_symbol() -> None:
 
 
 def kernel_objects() -> list[Path]:
-    newest = max(
-        (path for path in ROOT.glob("build/*") if path.is_dir()), key=lambda path: path.stat().st_mtime
-    )
+    newest = max((path for path in ROOT.glob("build/*") if path.is_dir()), key=lambda path: path.stat().st_mtime)
     return sorted(newest.glob("CMakeFiles/sparsekern_cpu_*.dir/**/*.o"))
 
 
@@ -204,9 +199,7 @@ def stems(folder: Path, pattern: str) -> set[str]:
 
 
 def test_an_op_has_the_same_stem_everywhere() -> None:
-    modules = {
-        path.stem: path.read_text() for path in (PACKAGE / "ops").glob("*.py") if path.stem != "_define"
-    }
+    modules = {path.stem: path.read_text() for path in (PACKAGE / "ops").glob("*.py") if path.stem != "_define"}
     composites = {stem for stem, text in modules.items() if "composite=" in text}
     not_ops = {"__init__", "choice", "reference"}
     with_kernels = set(modules) - composites - not_ops

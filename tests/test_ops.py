@@ -1,6 +1,6 @@
 """Every op against its reference in float64, on every instruction set; see ``opcases.py``."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from math import prod
 from typing import Any
 
@@ -21,15 +21,24 @@ DIFFERENTIABLE = [case for case in CASES if case.small]
 
 every_case = pytest.mark.parametrize("case", CASES, ids=str)
 every_differentiable_case = pytest.mark.parametrize("case", DIFFERENTIABLE, ids=str)
-every_shape = pytest.mark.parametrize(
-    ("case", "shape"),
-    [pytest.param(case, shape, id=f"{case}-{shape}") for case in CASES for shape in case.shapes],
-)
-every_small_shape = pytest.mark.parametrize(
-    ("case", "shape"),
-    [pytest.param(case, shape, id=f"{case}-{shape}") for case in CASES for shape in case.small],
-)
+
+
+def with_shapes(cases: Iterable[OpCase], shapes: Callable[[OpCase], tuple[Any, ...]]) -> pytest.MarkDecorator:
+    pairs = [pytest.param(case, shape, id=f"{case}-{shape}") for case in cases for shape in shapes(case)]
+    return pytest.mark.parametrize(("case", "shape"), pairs)
+
+
+every_shape = with_shapes(CASES, lambda case: case.shapes)
+# without csr_linear_dense_grad: it adds to csr_linear only a matmul, which torch cuts by the number of threads
+every_kernel_shape = with_shapes([c for c in CASES if "dense_grad" not in c.name], lambda case: case.shapes)
+every_small_shape = with_shapes(CASES, lambda case: case.small)
 both_dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["f32", "f64"])
+
+
+@pytest.fixture(autouse=True)
+def one_thread(set_threads: Callable[[int], None]) -> None:
+    """Quick also on a busy machine; test_threads_do_not_matter shows that more threads compute the same."""
+    set_threads(1)
 
 
 def outcome(fn: Callable[..., Tensor], inputs: tuple[Tensor, ...], cotangent: Tensor | None) -> list[Tensor]:
@@ -56,9 +65,7 @@ def assert_within(actual: Tensor, expected: Tensor, scale: Tensor, rounding: flo
     assert (error <= rounding * torch.finfo(actual.dtype).eps * scale).all(), f"off by {error.max()}"
 
 
-def assert_right(
-    case: OpCase, problem: Problem, cotangent: Tensor | None, layout: Layout = Tensor.clone
-) -> None:
+def assert_right(case: OpCase, problem: Problem, cotangent: Tensor | None, layout: Layout = Tensor.clone) -> None:
     """Result and gradients are those of the reference in float64, whatever the strides of the op's inputs."""
     actual = outcome(problem.op, tuple(map(layout, problem.inputs)), cotangent)
     inputs = tuple(t.double() for t in problem.inputs)
@@ -107,9 +114,7 @@ def test_raw_ops_are_registered_right(case: OpCase) -> None:
 
 def test_every_raw_op_has_a_case() -> None:
     checked = {op.name() for case in CASES for op, _ in case.raw(Draw())}
-    assert checked == {
-        name for name in torch._C._dispatch_get_all_op_names() if name.startswith("sparsekern::")
-    }
+    assert checked == {name for name in torch._C._dispatch_get_all_op_names() if name.startswith("sparsekern::")}
 
 
 @every_differentiable_case
@@ -119,9 +124,7 @@ def test_compiled_equals_eager(case: OpCase) -> None:
     cotangent = cotangent_of(case, problem, draw)
     torch._dynamo.reset()
     compiled = torch.compile(problem.op, fullgraph=True, backend="aot_eager", dynamic=True)
-    assert_same_bits(
-        outcome(compiled, problem.inputs, cotangent), outcome(problem.op, problem.inputs, cotangent)
-    )
+    assert_same_bits(outcome(compiled, problem.inputs, cotangent), outcome(problem.op, problem.inputs, cotangent))
 
 
 def transposed(x: Tensor) -> Tensor:
@@ -148,7 +151,7 @@ def test_expanded_gradient(case: OpCase, isa: str) -> None:
 
 
 @both_dtypes
-@every_shape
+@every_kernel_shape
 def test_threads_do_not_matter(
     case: OpCase, shape: Any, dtype: torch.dtype, set_threads: Callable[[int], None]
 ) -> None:
@@ -203,9 +206,7 @@ def test_linear_with_a_transposed_weight(isa: str) -> None:
     draw = Draw()
     w, g = draw.csr(5, 7, 9), draw.normal(3, 5).requires_grad_()
     values = w.values.requires_grad_()
-    assert torch.autograd.gradcheck(
-        lambda g, v: ops.csr_linear(g, CSR(v, w.pattern).transpose()), (g, values)
-    )
+    assert torch.autograd.gradcheck(lambda g, v: ops.csr_linear(g, CSR(v, w.pattern).transpose()), (g, values))
     torch.testing.assert_close(ops.csr_linear(g, w.transpose()), g @ reference.to_dense(w))
 
 
@@ -267,9 +268,7 @@ def test_abs_topk_gradient_passes_kept_zeros(isa: str) -> None:
     x = torch.tensor([0.0, -0.0, 3, 0, 0, 0, 0, 0, 0], requires_grad=True)
     y = ops.abs_topk(x, 3)
     y.sum().backward()
-    assert y.detach().signbit().tolist() == [False, True] + 7 * [
-        False
-    ]  # a kept -0.0 stays, what is dropped is +0.0
+    assert y.detach().signbit().tolist() == [False, True] + 7 * [False]  # a kept -0.0 stays, what is dropped is +0.0
     assert torch.equal(x.grad, torch.tensor([1.0, 1, 1, 0, 0, 0, 0, 0, 0]))
 
 
@@ -280,6 +279,18 @@ def test_abs_topk_keeps_exactly_k_of_many_ties(k: int, dtype: torch.dtype, isa: 
     y = ops.abs_topk(x, k)
     assert (y != 0).sum(1).tolist() == [k] * 9
     assert torch.equal(y, reference.abs_topk(x, k))
+
+
+@both_dtypes
+@pytest.mark.parametrize("k", [1, 50, 202])
+@pytest.mark.parametrize("spread", [(64, 1), (64, 203)], ids=["rows", "entries"])
+def test_abs_topk_of_all_scales(spread: tuple[int, int], k: int, dtype: torch.dtype, isa: str) -> None:
+    draw = Draw(dtype)
+    reach = 140 if dtype == torch.float32 else 1060  # from denormals and zeros to infinities
+    exponents = torch.randint(-reach, reach, spread, generator=draw.generator)
+    x = draw.normal(64, 203) * torch.tensor(2, dtype=dtype) ** exponents
+    x[3], x[5], x[7] = 0, INF, NAN
+    assert_same_bits([ops.abs_topk(x, k)], [reference.abs_topk(x, k)])
 
 
 # ---- topk_project_
@@ -321,6 +332,7 @@ def test_project_returns_the_kept_positions(shape: Budget, dtype: torch.dtype, i
         pytest.param([[INF, -INF, 1], [2, INF, 3]], (2,), [[INF, -INF, 0], [0, 0, 0]], id="infinities"),
         pytest.param([[1.0, 1, 9], [1, 1, 8]], (3, 1, 0), [[1.0, 0, 9], [0, 0, 8]], id="row-floor"),
         pytest.param([[9.0, 8, 7], [1, 1, 1]], (4, 1, 0), [[9.0, 8, 7], [1, 0, 0]], id="row-floor-tie"),
+        pytest.param([[1.0, 3, -3, 5], [2, 2, 2, 9]], (4, 2, 0), [[0.0, 3, 0, 5], [2, 0, 0, 9]], id="floor-ties"),
         pytest.param([[9.0, 1, 7], [8, 1, 1]], (4, 1, 1), [[9.0, 1, 7], [8, 0, 0]], id="column-floor-tie"),
         pytest.param([[9.0, 1], [8, 2], [7, 2]], (2, 1, 1), [[9.0, 0], [0, 2], [0, 0]], id="only-the-floor"),
         pytest.param([[1.0, 2], [3, 4]], (0,), [[0.0, 0], [0, 0]], id="none"),
@@ -338,16 +350,12 @@ def test_project_by_hand(
 
 @both_dtypes
 @pytest.mark.parametrize("threads", [1, 3])
-def test_project_refuses_nan(
-    threads: int, dtype: torch.dtype, isa: str, set_threads: Callable[[int], None]
-) -> None:
+def test_project_refuses_nan(threads: int, dtype: torch.dtype, isa: str, set_threads: Callable[[int], None]) -> None:
     set_threads(threads)
     w = tied_matrix(257, 70, dtype)
     w[40, 69] = w[200, 3] = NAN
     before, version = w.clone(), w._version
-    with pytest.raises(
-        RuntimeError, match=r"topk_project_: weight must not contain NaN, found one at \[40, 69\]"
-    ):
+    with pytest.raises(RuntimeError, match=r"topk_project_: weight must not contain NaN, found one at \[40, 69\]"):
         ops.topk_project_(w, 100)
     assert_same_bits([w], [before])
     assert w._version == version
@@ -511,9 +519,7 @@ def test_linear_of_any_shape(tokens: int, n: int, k: int, density: float, seed: 
     w, x, bias = draw.csr(n, k, int(density * n * k)), draw.normal(tokens, k), draw.normal(n)
     double = w.to(dtype=torch.float64)
     scale = x.double().abs() @ reference.to_dense(double).abs().T + bias.double().abs()
-    assert_within(
-        ops.csr_linear(x, w, bias), reference.csr_linear(x.double(), double, bias.double()), scale, 4
-    )
+    assert_within(ops.csr_linear(x, w, bias), reference.csr_linear(x.double(), double, bias.double()), scale, 4)
 
 
 @given(sizes, sizes, sizes, fractions, seeds)
@@ -533,9 +539,7 @@ def test_abs_topk_of_any_shape(rows: int, width: int, fraction: float, magnitude
     assert_same_bits([ops.abs_topk(x, k)], [reference.abs_topk(x, k)])
 
 
-@given(
-    sizes, st.integers(0, 300), fractions, fractions, st.sampled_from([None, 0, 1]), st.integers(1, 8), seeds
-)
+@given(sizes, st.integers(0, 300), fractions, fractions, st.sampled_from([None, 0, 1]), st.integers(1, 8), seeds)
 @some_examples
 def test_project_of_any_shape(
     n: int, k: int, fraction: float, share: float, axis: int | None, magnitudes: int, seed: int

@@ -11,19 +11,14 @@ namespace {
 
 constexpr int64_t kRowsPerItem = 16;
 
-template <class T>
-int64_t padded(int64_t width) {
-  return round_up(width, 64);
-}
+inline int64_t padded(int64_t width) { return round_up(width, 64); }
 
 template <class T>
 inline int64_t count_above(const T* row, int64_t padded_width, Key<T> key) {
   Vec<Key<T>> counts = {};
   for (int64_t j = 0; j < padded_width; j += kLanes<T>)
     counts -= (Vec<Key<T>>)(load(reinterpret_cast<const Key<T>*>(row + j)) > key);  // a true lane is -1
-  int64_t n = 0;
-  for (int i = 0; i < kLanes<T>; ++i) n += counts[i];
-  return n;
+  return add_lanes<Key<T>>(counts);
 }
 
 // Magnitudes above `key` are kept, and the first `ties` of those equal to it.
@@ -33,25 +28,37 @@ struct Cut {
   int64_t ties;
 };
 
-// row: magnitudes, padded with zeros (which are above no key). 0 < k < width.
+// row: magnitudes, padded with zeros. 0 < k < width. The search begins at `guess`, the cut of a similar row: it gallops
+// until the cut is between two keys, then interpolates the counts, with a bisection now and then so that it must end.
 template <class T>
-Cut<T> find_cut(const T* row, int64_t padded_width, int64_t k) {
-  const int64_t nonzero = count_above(row, padded_width, Key<T>(0));
-  if (nonzero <= k) return {0, k - nonzero};
-  Key<T> low = 0, high = kMaxKey<T>;  // more than k entries are above low, fewer than k above high
-  int64_t above_high = 0;
-  while (high - low > 1) {
-    const Key<T> middle = low + (high - low) / 2;
-    const int64_t n = count_above(row, padded_width, middle);
-    if (n == k) return {middle, 0};
+Cut<T> find_cut(const T* row, int64_t padded_width, int64_t k, Key<T> guess) {
+  Key<T> low = -1, high = kMaxKey<T>;  // more than k entries are above low, fewer than k above high
+  int64_t above_low = padded_width, above_high = 0;
+  uint64_t stride = uint64_t(1) << (kKeyBits<T> - 12);
+  Key<T> key = guess;
+  for (int round = 1;; ++round) {
+    const int64_t n = count_above(row, padded_width, key);
+    if (n == k) return {key, 0};
     if (n > k) {
-      low = middle;
+      low = key;
+      above_low = n;
     } else {
-      high = middle;
+      high = key;
       above_high = n;
     }
+    const uint64_t span = uint64_t(high) - uint64_t(low);
+    if (span == 1) return {high, k - above_high};
+    if (high == kMaxKey<T> || low == -1) {
+      const uint64_t step = stride < span ? stride : span - 1;
+      key = low == -1 ? Key<T>(uint64_t(high) - step) : Key<T>(uint64_t(low) + step);
+      stride *= 2;
+    } else if (round % 4 == 0) {
+      key = Key<T>(uint64_t(low) + span / 2);
+    } else {
+      const uint64_t step = uint64_t(double(span) * double(above_low - k) / double(above_low - above_high));
+      key = Key<T>(uint64_t(low) + (step < 1 ? 1 : step < span ? step : span - 1));
+    }
   }
-  return {high, k - above_high};
 }
 
 // Keeps the first `ties` entries equal to the cut, in index order.
@@ -65,8 +72,9 @@ void keep_ties(const T* x, const T* row, int64_t width, Cut<T> cut, T* y, uint8_
   }
 }
 
+// guess: the cut of the row before, replaced by that of this one.
 template <class T>
-void topk_row(const T* x, int64_t width, int64_t k, T* row, T* y, uint8_t* kept) {
+void topk_row(const T* x, int64_t width, int64_t k, Key<T>& guess, T* row, T* y, uint8_t* kept) {
   for (int64_t j = 0; j < width; ++j) {
     const Key<T> m = magnitude(x[j]);
     __builtin_memcpy(row + j, &m, sizeof m);
@@ -75,7 +83,8 @@ void topk_row(const T* x, int64_t width, int64_t k, T* row, T* y, uint8_t* kept)
   if (k == width)
     cut.key = -1;
   else if (k > 0)
-    cut = find_cut(row, padded<T>(width), k);
+    cut = find_cut(row, padded(width), k, guess);
+  if (k > 0 && k < width) guess = cut.key;
 
   int64_t j = 0;
   for (; j + 8 <= width; j += 8) {
@@ -96,14 +105,15 @@ void topk_row(const T* x, int64_t width, int64_t k, T* row, T* y, uint8_t* kept)
 
 template <class T>
 void run(const AbsTopkArgs& a) {
-  const int64_t kept_bytes = (a.width + 7) / 8, row_elements = padded<T>(a.width);
+  const int64_t kept_bytes = (a.width + 7) / 8, row_elements = padded(a.width);
   T* workspace = static_cast<T*>(a.workspace);
   for (int64_t w = 0; w < a.parallel.threads; ++w)
     for (int64_t j = a.width; j < row_elements; ++j) workspace[w * row_elements + j] = 0;
   for_each_item(a.parallel, ceil_div(a.rows, kRowsPerItem), [&](int64_t worker, int64_t item) {
     const int64_t end = min_of(a.rows, (item + 1) * kRowsPerItem);
+    Key<T> guess = magnitude(T(1));
     for (int64_t r = item * kRowsPerItem; r < end; ++r)
-      topk_row(static_cast<const T*>(a.x) + r * a.width, a.width, a.k, workspace + worker * row_elements,
+      topk_row(static_cast<const T*>(a.x) + r * a.width, a.width, a.k, guess, workspace + worker * row_elements,
                static_cast<T*>(a.y) + r * a.width, a.kept + r * kept_bytes);
   });
 }
@@ -121,7 +131,7 @@ int64_t abs_topk_workspace(const AbsTopkArgs& a) {
   int64_t bytes = 0;
   with_dtype(a.dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;
-    bytes = int64_t(sizeof(T)) * a.parallel.threads * padded<T>(a.width);
+    bytes = int64_t(sizeof(T)) * a.parallel.threads * padded(a.width);
   });
   return bytes;
 }

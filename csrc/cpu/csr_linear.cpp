@@ -1,5 +1,6 @@
 // csr_linear on token panels: x is transposed panel by panel into the private L2, then every row of W streams over the
-// panel with one broadcast and a few FMAs per nonzero. The output row lives in registers until its tile is transposed back.
+// panel with one broadcast and a few FMAs per nonzero. The output row lives in registers until its tile is transposed
+// back.
 #include "sparsekern/csr_linear.h"
 
 #include "dispatch.h"
@@ -9,7 +10,7 @@ namespace sk {
 namespace SK_ISA {
 namespace {
 
-constexpr int kShortRow = 32, kAhead = 12;   // positions
+constexpr int kShortRow = 32, kAhead = 12;  // positions
 constexpr int64_t kStreamBytes = 16 << 20;  // an output of this size leaves the caches before it is read
 
 // Work is cut into panels of tokens and, when there are fewer of them than threads, into blocks of rows.
@@ -29,7 +30,7 @@ Plan plan_for(const CsrLinearArgs& a) {
   const int64_t split = p.panels > 0 ? ceil_div(a.parallel.threads, p.panels) : 1;
   p.row_block = round_up(max_of(1, ceil_div(a.w.rows, split)), kLanes<T>);
   p.row_blocks = ceil_div(a.w.rows, p.row_block);
-  p.scratch = (round_up(a.w.cols, kLanes<T>) + kLanes<T>) * p.panel_tokens;
+  p.scratch = (round_up(a.w.cols, kLanes<T>) + kLanes<T>)*p.panel_tokens;
   p.stream = kCanStream && a.tokens * a.w.rows * int64_t(sizeof(T)) >= kStreamBytes && a.w.rows % kLanes<T> == 0 &&
              reinterpret_cast<uintptr_t>(a.y) % kVectorBytes == 0;
   return p;
@@ -41,8 +42,8 @@ int64_t gathered_elements(const CsrLinearArgs& a) {
   return a.order ? round_up(a.w.nnz, 64 / sizeof(T)) : 0;
 }
 
-// Ahead: ask for the operands of positions further on, across rows. A short row ends in a mispredicted branch, which would
-// otherwise leave the loads of the next one waiting.
+// Ahead: ask for the operands of positions further on, across rows. A short row ends in a mispredicted branch, which
+// would otherwise leave the loads of the next one waiting.
 template <class T, class I, int V, bool Ahead>
 inline void row_times_panel(const T* values, const I* col, I begin, I end, const T* panel, T bias, T* out) {
   constexpr int L = kLanes<T>, width = V * L;

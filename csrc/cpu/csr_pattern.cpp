@@ -74,7 +74,8 @@ void csr_transpose(const CsrTransposeArgs& a) {
 
 void csr_dense(const CsrDenseArgs& a) {
   with_dtype(a.dtype, [&](auto tag) {
-    with_index(a.w.index, [&](auto index) { move_values<typename decltype(tag)::type, typename decltype(index)::type>(a); });
+    with_index(a.w.index,
+               [&](auto index) { move_values<typename decltype(tag)::type, typename decltype(index)::type>(a); });
   });
 }
 

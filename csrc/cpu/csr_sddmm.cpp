@@ -1,5 +1,5 @@
-// csr_sddmm on token panels: b is transposed panel by panel into the private L2, a in tiles of a few rows; each position
-// is then a dot product of two contiguous vectors. The lane sums of a group of positions are taken together.
+// csr_sddmm on token panels: b is transposed panel by panel into the private L2, a in tiles of a few rows; each
+// position is then a dot product of two contiguous vectors. The lane sums of a group of positions are taken together.
 #include "sparsekern/csr_sddmm.h"
 
 #include "dispatch.h"
@@ -34,7 +34,7 @@ Plan plan_for(const CsrSddmmArgs& a) {
   const int64_t slices = max_of(1, min_of(min_of(p.panels, affordable), ceil_div(kItems, max_of(1, p.row_blocks))));
   p.slice_panels = ceil_div(p.panels, slices);
   p.slices = p.panels > 0 ? ceil_div(p.panels, p.slice_panels) : 1;
-  p.scratch = (round_up(a.w.cols, kLanes<T>) + kLanes<T>) * p.panel_tokens;
+  p.scratch = (round_up(a.w.cols, kLanes<T>) + kLanes<T>)*p.panel_tokens;
   return p;
 }
 

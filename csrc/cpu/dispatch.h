@@ -54,8 +54,7 @@ inline void for_each_item(const Parallel& parallel, int64_t items, Fn fn) {
 // Calls fn(begin, end) on ranges of about `grain` that cover [0, n).
 template <class Fn>
 inline void for_each_range(const Parallel& parallel, int64_t n, int64_t grain, Fn fn) {
-  for_each_item(parallel, ceil_div(n, grain),
-                [&](int64_t, int64_t i) { fn(i * grain, min_of(n, (i + 1) * grain)); });
+  for_each_item(parallel, ceil_div(n, grain), [&](int64_t, int64_t i) { fn(i * grain, min_of(n, (i + 1) * grain)); });
 }
 
 }  // namespace

@@ -63,6 +63,20 @@ inline uint32_t above8(const double* x, int64_t key) {
   return bits;
 }
 
+// The same with a key of its own for every entry.
+template <class T>
+inline uint32_t above8(const T* x, const Key<T>* keys) {
+  typedef Key<T> Keys8 __attribute__((vector_size(8 * sizeof(T))));
+  Keys8 m, k;
+  __builtin_memcpy(&m, x, sizeof m);
+  __builtin_memcpy(&k, keys, sizeof k);
+  const Keys8 above = (m & kMaxKey<T>) > k;
+  alignas(64) T signs[8];  // the comparison's -1 and 0 as numbers above and not above 0
+  const Keys8 ones = above & magnitude(T(1));
+  __builtin_memcpy(signs, &ones, sizeof ones);
+  return above8(signs, Key<T>(0));
+}
+
 // Writes 8 entries: x[i] where bit i is set, 0 elsewhere.
 inline void keep8(const float* x, uint32_t bits, float* y) {
 #if defined(__AVX512VL__)

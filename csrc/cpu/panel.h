@@ -11,7 +11,6 @@ namespace {
 constexpr int64_t kPanelBytes = 512 * 1024;  // leaves room for the rest in a private L2 of 1 MiB
 constexpr int kMaxPanelVectors = 4;
 
-
 // How many vectors of tokens a panel of `features` is wide: 1, 2 or 4. Depends on the shape alone.
 template <class T>
 inline int panel_vectors(int64_t features, int64_t tokens) {
@@ -37,8 +36,8 @@ inline void copy_tile(const T* src, int64_t src_stride, T* dst, int64_t dst_stri
     for (int64_t c = 0; c < cols; ++c) dst[r * dst_stride + c] = src[r * src_stride + c];
 }
 
-// panel[f * V * lanes + t] = src[t * stride + f] for `tokens` <= V * lanes tokens, zeros for the missing ones. Writes the
-// features rounded up to a multiple of the lanes.
+// panel[f * V * lanes + t] = src[t * stride + f] for `tokens` <= V * lanes tokens, zeros for the missing ones. Writes
+// the features rounded up to a multiple of the lanes.
 template <class T, int V>
 inline void pack_panel(const T* src, int64_t stride, int64_t tokens, int64_t features, T* panel) {
   constexpr int L = kLanes<T>, width = V * L;
@@ -58,8 +57,8 @@ inline void pack_panel(const T* src, int64_t stride, int64_t tokens, int64_t fea
   }
 }
 
-// The way back for one tile of `lanes` features: dst[t * stride + f] = tile[f * V * lanes + t] for the entries that exist.
-// Stream: past the caches, where whole aligned lines are written.
+// The way back for one tile of `lanes` features: dst[t * stride + f] = tile[f * V * lanes + t] for the entries that
+// exist. Stream: past the caches, where whole aligned lines are written.
 template <class T, int V, bool Stream>
 inline void unpack_tile(const T* tile, int64_t tokens, int64_t features, T* dst, int64_t stride) {
   constexpr int L = kLanes<T>, width = V * L;

@@ -1,5 +1,5 @@
-// topk_project: marks the entries reserved by the floor, finds the magnitude of the last entry that fits the budget by a
-// radix search over histograms of the magnitude bits, then writes the pattern row by row.
+// topk_project: marks the entries reserved by the floor, finds the magnitude of the last entry that fits the budget by
+// a radix search over histograms of the magnitude bits, then writes the pattern row by row.
 #include "sparsekern/topk_project.h"
 
 #include "dispatch.h"
@@ -9,7 +9,7 @@ namespace sk {
 namespace SK_ISA {
 namespace {
 
-constexpr int kDigitBits = 16;
+constexpr int kDigitBits = 12;  // the counts of a thread stay in its L1
 constexpr int64_t kBins = int64_t(1) << kDigitBits;
 constexpr int64_t kRowsPerItem = 16;
 constexpr int64_t kStripColumns = 256;  // a multiple of 8, so that strips share no byte of the reserved bits
@@ -27,11 +27,36 @@ struct Workspace {
   int64_t row_bytes, best_bytes, bytes;
 };
 
-// The `floor` largest entries seen so far of one neuron, largest first, equal ones by index.
+// The `floor` largest entries seen so far of `count` neurons: for each its keys, largest first, equal ones by index.
 template <class T>
 struct Best {
-  Key<T> key;
-  int64_t index;
+  Key<T>* lowest;  // (count) the smallest of each neuron's keys
+  Key<T>* keys;    // (count, floor)
+  int64_t* index;  // (count, floor)
+
+  Best(uint8_t* memory, int64_t count, int64_t floor)
+      : lowest(reinterpret_cast<Key<T>*>(memory)), keys(lowest + round_up(count, 8)) {
+    index = reinterpret_cast<int64_t*>(keys + round_up(count * floor, 8));
+    for (int64_t i = 0; i < round_up(count, 8); ++i) lowest[i] = i < count ? -1 : kMaxKey<T>;
+    for (int64_t i = 0; i < count * floor; ++i) keys[i] = -1;
+  }
+
+  static int64_t bytes(int64_t count, int64_t floor) {
+    return int64_t(sizeof(Key<T>)) * (round_up(count, 8) + round_up(count * floor, 8)) + 8 * count * floor;
+  }
+
+  // key is above lowest[neuron]; an equal key that came before has the lower index and stays ahead.
+  inline void insert(int64_t neuron, int64_t floor, Key<T> key, int64_t at) {
+    Key<T>* k = keys + neuron * floor;
+    int64_t *ids = index + neuron * floor, i = floor - 1;
+    for (; i > 0 && key > k[i - 1]; --i) {
+      k[i] = k[i - 1];
+      ids[i] = ids[i - 1];
+    }
+    k[i] = key;
+    ids[i] = at;
+    lowest[neuron] = k[floor - 1];
+  }
 };
 
 template <class T>
@@ -46,7 +71,7 @@ Workspace carve(const TopkProjectArgs& a) {
   };
   const int64_t neurons = a.axis == 0 ? 1 : min_of(a.cols, kStripColumns);
   w.row_bytes = (a.cols + 7) / 8;
-  w.best_bytes = round_up(neurons * a.floor * int64_t(sizeof(Best<T>)), 64);
+  w.best_bytes = round_up(Best<T>::bytes(neurons, a.floor), 64);
   w.histograms = reinterpret_cast<int64_t*>(take(a.parallel.threads * kBins * 8));
   w.above = reinterpret_cast<int64_t*>(take(a.rows * 8));
   w.ties = reinterpret_cast<int64_t*>(take(a.rows * 8));
@@ -57,47 +82,68 @@ Workspace carve(const TopkProjectArgs& a) {
   return w;
 }
 
-// ---- the floor -------------------------------------------------------------------------------------------------------
-
+// Bit i is set when entry j + i of the row exists and its magnitude is above `key`, for 8 entries.
 template <class T>
-inline void offer(Best<T>* best, int64_t floor, Key<T> key, int64_t index) {
-  if (key <= best[floor - 1].key) return;  // an equal key with a lower index came first
-  int64_t i = floor - 1;
-  for (; i > 0 && key > best[i - 1].key; --i) best[i] = best[i - 1];
-  best[i] = {key, index};
+inline uint32_t above(const T* row, int64_t j, int64_t cols, Key<T> key) {
+  if (j + 8 <= cols) return above8(row + j, key);
+  uint32_t bits = 0;
+  for (int64_t i = 0; j + i < cols; ++i) bits |= uint32_t(magnitude(row[j + i]) > key) << i;
+  return bits;
 }
+
+// ---- the floor
+// -------------------------------------------------------------------------------------------------------
 
 inline void reserve(const Workspace& w, int64_t row, int64_t col) {
   w.reserved[row * w.row_bytes + col / 8] |= uint8_t(1u << (col % 8));
 }
 
-// Marks the `floor` largest entries of the neurons first .. first + count - 1: rows (axis 0) or columns (axis 1).
+// Marks the `floor` largest entries of one row.
 template <class T>
-void reserve_neurons(const TopkProjectArgs& a, const Workspace& w, int64_t worker, int64_t first, int64_t count) {
-  Best<T>* best = reinterpret_cast<Best<T>*>(w.best + worker * w.best_bytes);
-  const T* weight = static_cast<const T*>(a.weight);
-  for (int64_t i = 0; i < count * a.floor; ++i) best[i] = {-1, 0};
-  if (a.axis == 0) {
-    for (int64_t j = 0; j < a.cols; ++j) offer(best, a.floor, magnitude(weight[first * a.cols + j]), j);
-    for (int64_t i = 0; i < a.floor; ++i) reserve(w, first, best[i].index);
-  } else {
-    for (int64_t r = 0; r < a.rows; ++r)
-      for (int64_t c = 0; c < count; ++c)
-        offer(best + c * a.floor, a.floor, magnitude(weight[r * a.cols + first + c]), r);
-    for (int64_t i = 0; i < count * a.floor; ++i) reserve(w, best[i].index, first + i / a.floor);
+void reserve_row(const TopkProjectArgs& a, const Workspace& w, Best<T> best, int64_t r) {
+  const T* row = static_cast<const T*>(a.weight) + r * a.cols;
+  for (int64_t j = 0; j < a.cols; j += 8)
+    for (uint32_t bits = above(row, j, a.cols, best.lowest[0]); bits; bits &= bits - 1) {
+      const int64_t c = j + __builtin_ctz(bits);
+      if (magnitude(row[c]) > best.lowest[0]) best.insert(0, a.floor, magnitude(row[c]), c);
+    }
+  for (int64_t i = 0; i < a.floor; ++i) reserve(w, r, best.index[i]);
+}
+
+// Marks the `floor` largest entries of each of the columns first .. first + count - 1.
+template <class T>
+void reserve_columns(const TopkProjectArgs& a, const Workspace& w, Best<T> best, int64_t first, int64_t count) {
+  for (int64_t r = 0; r < a.rows; ++r) {
+    const T* strip = static_cast<const T*>(a.weight) + r * a.cols + first;
+    for (int64_t c = 0; c < count; c += 8) {
+      uint32_t bits = c + 8 <= count ? above8(strip + c, best.lowest + c) : (1u << (count - c)) - 1;
+      for (; bits; bits &= bits - 1) {
+        const int64_t n = c + __builtin_ctz(bits);
+        if (magnitude(strip[n]) > best.lowest[n]) best.insert(n, a.floor, magnitude(strip[n]), r);
+      }
+    }
   }
+  for (int64_t i = 0; i < count * a.floor; ++i) reserve(w, best.index[i], first + i / a.floor);
 }
 
 template <class T>
 void reserve_floor(const TopkProjectArgs& a, const Workspace& w) {
   for (int64_t i = 0; i < a.rows * w.row_bytes; ++i) w.reserved[i] = 0;
-  const int64_t neurons = a.axis == 0 ? a.rows : a.cols, step = a.axis == 0 ? 1 : kStripColumns;
-  for_each_item(a.parallel, ceil_div(neurons, step), [&](int64_t worker, int64_t item) {
-    reserve_neurons<T>(a, w, worker, item * step, min_of(step, neurons - item * step));
-  });
+  const auto best = [&](int64_t worker, int64_t count) {
+    return Best<T>(w.best + worker * w.best_bytes, count, a.floor);
+  };
+  if (a.axis == 0) {
+    for_each_item(a.parallel, a.rows, [&](int64_t worker, int64_t r) { reserve_row<T>(a, w, best(worker, 1), r); });
+  } else {
+    for_each_item(a.parallel, ceil_div(a.cols, kStripColumns), [&](int64_t worker, int64_t strip) {
+      const int64_t first = strip * kStripColumns, count = min_of(kStripColumns, a.cols - first);
+      reserve_columns<T>(a, w, best(worker, count), first, count);
+    });
+  }
 }
 
-// ---- the cut ---------------------------------------------------------------------------------------------------------
+// ---- the cut
+// ---------------------------------------------------------------------------------------------------------
 
 // Magnitudes above `key` are kept, and `ties` of those equal to it.
 template <class T>
@@ -106,22 +152,24 @@ struct Cut {
   int64_t ties;
 };
 
-inline bool is_reserved(const Workspace& w, int64_t row, int64_t col) {
-  return w.reserved && (w.reserved[row * w.row_bytes + col / 8] >> (col % 8) & 1);
-}
-
-// Counts, by the digit at `shift`, the entries that are not reserved and whose higher bits equal `prefix`.
+// Counts, by the digit of `bits` bits at `shift`, the entries that are not reserved and whose higher bits equal
+// `prefix`.
 template <class T>
-void histogram_rows(const TopkProjectArgs& a, const Workspace& w, int64_t begin, int64_t end, int shift, int bits,
-                    Key<T> prefix, int64_t* histogram) {
-  for (int64_t r = begin; r < end; ++r) {
-    const T* row = static_cast<const T*>(a.weight) + r * a.cols;
-    for (int64_t j = 0; j < a.cols; ++j) {
-      const Key<T> key = magnitude(row[j]);
-      // bits + shift may be the full width of the type: shift in two steps
-      if ((key >> shift >> bits) == prefix && !is_reserved(w, r, j))
-        ++histogram[(key >> shift) & ((Key<T>(1) << bits) - 1)];
-    }
+void histogram_row(const TopkProjectArgs& a, const Workspace& w, int64_t r, int shift, int bits, Key<T> prefix,
+                   int64_t* histogram) {
+  const T* row = static_cast<const T*>(a.weight) + r * a.cols;
+  const Key<T> digit_mask = Key<T>((uint64_t(1) << bits) - 1);
+  const Key<T> rest = Key<T>((uint64_t(1) << (bits + shift)) - 1);
+  const Key<T> first = Key<T>(uint64_t(prefix) << (bits + shift)), last = first | rest;  // the keys with this prefix
+  for (int64_t j = 0; j < a.cols; j += 8) {
+    uint32_t wanted = above(row, j, a.cols, Key<T>(first - 1));
+    if (wanted) wanted &= ~above(row, j, a.cols, last);
+    if (w.reserved) wanted &= ~uint32_t(w.reserved[r * w.row_bytes + j / 8]);
+    const auto count = [&](int64_t at) { ++histogram[(magnitude(row[at]) >> shift) & digit_mask]; };
+    if (wanted == 0xff)
+      for (int i = 0; i < 8; ++i) count(j + i);
+    else
+      for (; wanted; wanted &= wanted - 1) count(j + __builtin_ctz(wanted));
   }
 }
 
@@ -137,8 +185,8 @@ Cut<T> find_cut(const TopkProjectArgs& a, const Workspace& w, int64_t budget) {
     const int64_t bins = int64_t(1) << bits;
     for (int64_t i = 0; i < a.parallel.threads * kBins; ++i) w.histograms[i] = 0;
     for_each_item(a.parallel, items, [&](int64_t worker, int64_t item) {
-      histogram_rows<T>(a, w, item * kRowsPerItem, min_of(a.rows, (item + 1) * kRowsPerItem), shift, bits, prefix,
-                        w.histograms + worker * kBins);
+      for (int64_t r = item * kRowsPerItem; r < min_of(a.rows, (item + 1) * kRowsPerItem); ++r)
+        histogram_row<T>(a, w, r, shift, bits, prefix, w.histograms + worker * kBins);
     });
     int64_t digit = bins, count = 0;
     do {  // from the largest digit down, until the rest of the budget fits
@@ -152,14 +200,8 @@ Cut<T> find_cut(const TopkProjectArgs& a, const Workspace& w, int64_t budget) {
   return {prefix, budget};
 }
 
-// ---- the pattern -----------------------------------------------------------------------------------------------------
-
-template <class T>
-inline uint32_t above_tail(const T* x, int64_t count, Key<T> key) {
-  uint32_t bits = 0;
-  for (int64_t i = 0; i < count; ++i) bits |= uint32_t(magnitude(x[i]) > key) << i;
-  return bits;
-}
+// ---- the pattern
+// -----------------------------------------------------------------------------------------------------
 
 // Of 8 entries (fewer at the end of a row): the bits of those kept for certain, and of those equal to the cut.
 struct Verdict {
@@ -168,11 +210,9 @@ struct Verdict {
 
 template <class T>
 inline Verdict judge(const TopkProjectArgs& a, const Workspace& w, const T* row, int64_t r, int64_t j, Key<T> key) {
-  const bool full = j + 8 <= a.cols;
-  const uint32_t above = full ? above8(row + j, key) : above_tail(row + j, a.cols - j, key);
-  const uint32_t reached = full ? above8(row + j, key - 1) : above_tail(row + j, a.cols - j, Key<T>(key - 1));
+  const uint32_t certain = above(row, j, a.cols, key), reached = above(row, j, a.cols, Key<T>(key - 1));
   const uint32_t reserved = w.reserved ? w.reserved[r * w.row_bytes + j / 8] : 0;
-  return {above | reserved, reached & ~above & ~reserved};
+  return {certain | reserved, reached & ~certain & ~reserved};
 }
 
 // Counts of every row, then where each row starts and how many ties it may keep: ties go to the first rows.
@@ -265,7 +305,8 @@ int64_t topk_project_workspace(const TopkProjectArgs& a) {
 SelectStatus topk_project(TopkProjectArgs& a) {
   SelectStatus status = kSelectOk;
   with_dtype(a.dtype, [&](auto tag) {
-    with_index(a.index, [&](auto index) { status = run<typename decltype(tag)::type, typename decltype(index)::type>(a); });
+    with_index(a.index,
+               [&](auto index) { status = run<typename decltype(tag)::type, typename decltype(index)::type>(a); });
   });
   return status;
 }

@@ -40,8 +40,8 @@ inline void store(T* p, Vec<T> v) {
   __builtin_memcpy(p, &v, sizeof v);
 }
 
-// Past the caches, for results that will be read back only after they have been evicted: it saves reading the line first.
-// One vector must be one whole cache line, aligned. Finish with finish_streaming before another thread may look.
+// Past the caches, for results that will be read back only after they have been evicted: it saves reading the line
+// first. One vector must be one whole cache line, aligned. Finish with finish_streaming before another thread may look.
 constexpr bool kCanStream = kVectorBytes == 64;
 
 template <class T>
@@ -106,11 +106,23 @@ template <class T, int H = kLanes<T> / 2>
 inline Vec<T> sum_lanes(Vec<T> (&r)[kLanes<T>]) {
   constexpr auto lanes = std::make_index_sequence<kLanes<T>>{};
 #pragma GCC unroll 8
-  for (int i = 0; i < H; ++i) r[i] = lower_halves<T, H>(r[i], r[i + H], lanes) + upper_halves<T, H>(r[i], r[i + H], lanes);
+  for (int i = 0; i < H; ++i)
+    r[i] = lower_halves<T, H>(r[i], r[i + H], lanes) + upper_halves<T, H>(r[i], r[i + H], lanes);
   if constexpr (H > 1)
     return sum_lanes<T, H / 2>(r);
   else
     return r[0];
+}
+
+// The sum of the lanes.
+template <class T, int H = kLanes<T> / 2>
+inline T add_lanes(Vec<T> v) {
+  constexpr auto lanes = std::make_index_sequence<kLanes<T>>{};
+  const Vec<T> folded = v + upper_halves<T, H>(v, v, lanes);
+  if constexpr (H > 1)
+    return add_lanes<T, H / 2>(folded);
+  else
+    return folded[0];
 }
 
 }  // namespace

@@ -55,8 +55,8 @@ inline IndexType index_of(const char* op, const char* name, const Tensor& t) {
 inline void check_vector(const char* op, const char* name, const Tensor& t, ScalarType type, int64_t length) {
   SK_CHECK(t.dim() == 1 && t.size(0) == length && t.is_contiguous(), op, ": ", name, " must be a contiguous vector of ",
            length, " elements, got shape ", shape_of(t));
-  SK_CHECK(t.scalar_type() == type, op, ": ", name, " must have scalar type ", torch::headeronly::toString(type), ", got ",
-           torch::headeronly::toString(t.scalar_type()));
+  SK_CHECK(t.scalar_type() == type, op, ": ", name, " must have scalar type ", torch::headeronly::toString(type),
+           ", got ", torch::headeronly::toString(t.scalar_type()));
 }
 
 // The pattern of a matrix with cols columns; the arrays' contents were validated when the format object was made.
@@ -92,7 +92,8 @@ inline Parallel cpu_parallel() {
 // Uninitialised bytes from torch's allocator, next to `like`, aligned to 64 bytes.
 class Workspace {
  public:
-  Workspace(const Tensor& like, int64_t bytes) : tensor_(torch::stable::new_empty(like, {bytes + 64}, ScalarType::Byte)) {}
+  Workspace(const Tensor& like, int64_t bytes)
+      : tensor_(torch::stable::new_empty(like, {bytes + 64}, ScalarType::Byte)) {}
   void* data() {
     const auto address = reinterpret_cast<uintptr_t>(tensor_.mutable_data_ptr());
     return reinterpret_cast<void*>((address + 63) / 64 * 64);

@@ -17,7 +17,8 @@ Tensor checked_ids(const char* op, const Tensor& ids_in, int64_t rows) {
   return ids;
 }
 
-Tensor csr_embedding_cpu(const Tensor& ids_in, const Tensor& values, const Tensor& crow, const Tensor& col, int64_t cols) {
+Tensor csr_embedding_cpu(const Tensor& ids_in, const Tensor& values, const Tensor& crow, const Tensor& col,
+                         int64_t cols) {
   constexpr const char* op = "csr_embedding";
   CsrEmbeddingArgs a{};
   a.dtype = dtype_of(op, "values", values);
@@ -47,7 +48,8 @@ Tensor csr_embedding_backward_cpu(const Tensor& grad_in, const Tensor& ids_in, c
   a.table = pattern_of(op, crow, col, grad.size(grad.dim() - 1));
   const Tensor ids = checked_ids(op, ids_in, a.table.rows);
   a.tokens = ids.numel();
-  SK_CHECK(leading(grad) == a.tokens, op, ": grad must have one row per id (", a.tokens, "), got shape ", shape_of(grad));
+  SK_CHECK(leading(grad) == a.tokens, op, ": grad must have one row per id (", a.tokens, "), got shape ",
+           shape_of(grad));
 
   Tensor out = torch::stable::new_empty(grad, {a.table.nnz});
   a.ids = static_cast<const int64_t*>(ids.const_data_ptr());

@@ -17,7 +17,8 @@ void csr_validate_cpu(const Tensor& crow, const Tensor& col, int64_t cols) {
   SK_CHECK(fault != kCrowDecreasing, op, ": crow_indices must not decrease, but does after row ", at);
   SK_CHECK(fault != kCrowEnd, op, ": the last of crow_indices must be the number of col_indices, ", w.nnz);
   SK_CHECK(fault != kColRange, op, ": col_indices must be between 0 and ", cols - 1, ", but are not at position ", at);
-  SK_CHECK(fault != kColOrder, op, ": col_indices must ascend within a row without duplicates, but do not at position ", at);
+  SK_CHECK(fault != kColOrder, op, ": col_indices must ascend within a row without duplicates, but do not at position ",
+           at);
 }
 
 std::tuple<Tensor, Tensor, Tensor> csr_transpose_cpu(const Tensor& crow, const Tensor& col, int64_t cols) {

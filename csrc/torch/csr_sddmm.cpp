@@ -29,8 +29,8 @@ Tensor csr_sddmm_cpu(const Tensor& a_in, const Tensor& b_in, const Tensor& crow,
            " features in its last dimension, got shape ", shape_of(a));
   SK_CHECK(b.size(b.dim() - 1) == args.w.cols, op, ": b must have ", args.w.cols,
            " features in its last dimension, got shape ", shape_of(b));
-  SK_CHECK(same_leading(a, b), op, ": a and b must have the same leading dimensions, got shapes ", shape_of(a),
-           " and ", shape_of(b));
+  SK_CHECK(same_leading(a, b), op, ": a and b must have the same leading dimensions, got shapes ", shape_of(a), " and ",
+           shape_of(b));
 
   Tensor out = torch::stable::new_empty(a, {args.w.nnz});
   args.a = a.const_data_ptr();

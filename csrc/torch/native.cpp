@@ -28,7 +28,8 @@ void set_cpu_isa(const std::string& name) {
   if (!sk::isa_from_name(name.c_str(), &isa))
     throw py::value_error("set_cpu_isa: name must be base, avx2 or avx512, got " + name);
   if (!sk::set_isa(isa))
-    throw py::value_error("set_cpu_isa: this CPU has no " + name + " (it has " + sk::isa_name(sk::detected_isa()) + ")");
+    throw py::value_error("set_cpu_isa: this CPU has no " + name + " (it has " + sk::isa_name(sk::detected_isa()) +
+                          ")");
 }
 
 bool keep_freed_memory() {

@@ -30,7 +30,8 @@ def masked_dense_copy(model: GPT) -> GPT:
         if isinstance(module, SparseLinear):
             dense.set_submodule(name, module.to_linear())
         elif isinstance(module, SparseEmbedding):
-            dense.set_submodule(name, nn.Embedding.from_pretrained(module.weight.to_dense().detach(), freeze=False))
+            table = module.weight.to_dense().detach()
+            dense.set_submodule(name, nn.Embedding.from_pretrained(table, freeze=False))
         elif isinstance(module, AbsTopK):
             dense.set_submodule(name, TorchAbsTopK(module.k))
     return dense
@@ -66,7 +67,7 @@ class MaskedDenseStep:
         ]
         self.parameters = list(dense.parameters())
         spared = sparse.no_weight_decay()
-        self.decayed = [p for name, p in dense.named_parameters() if p.dim() > 1 and name not in spared]
+        self.decayed: list[Tensor] = [p for name, p in dense.named_parameters() if p.dim() > 1 and name not in spared]
         self.adam = torch.optim.Adam(self.parameters, lr=lr, betas=(0.9, 0.95), eps=0.1, fused=True)
 
     def __call__(self, ids: Tensor, targets: Tensor) -> float:

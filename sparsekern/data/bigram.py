@@ -3,9 +3,7 @@
 import numpy as np
 
 
-def bigram_loss(
-    train: np.ndarray, held_out_inputs: np.ndarray, held_out_targets: np.ndarray, vocab_size: int
-) -> float:
+def bigram_loss(train: np.ndarray, held_out_inputs: np.ndarray, held_out_targets: np.ndarray, vocab_size: int) -> float:
     """Mean nats per token of an interpolated Kneser-Ney bigram.
 
     Args:
@@ -43,9 +41,7 @@ def bigram_probabilities(
     if train.ndim != 1 or len(train) < 2:
         raise ValueError(f"train: expected a 1-D array of at least two tokens, got shape {train.shape}")
     if inputs.shape != targets.shape:
-        raise ValueError(
-            f"held_out_targets: expected the shape of the inputs {inputs.shape}, got {targets.shape}"
-        )
+        raise ValueError(f"held_out_targets: expected the shape of the inputs {inputs.shape}, got {targets.shape}")
 
     # A pair is one number, so that memory grows with the pairs seen and not with vocab_size squared.
     pairs, counts = np.unique(train[:-1] * vocab_size + train[1:], return_counts=True)

@@ -94,9 +94,7 @@ def _matches(source: str | Path) -> list[Path]:
     else:
         found = [match for name in glob.glob(str(source), recursive=True) if (match := Path(name)).is_file()]
     if not found:
-        raise ValueError(
-            f"sources: expected a file, a folder with *.py files or a pattern, {str(source)!r} is none"
-        )
+        raise ValueError(f"sources: expected a file, a folder with *.py files or a pattern, {str(source)!r} is none")
     return found
 
 

@@ -33,15 +33,12 @@ def train_tokenizer(documents: Iterable[str], vocab_size: int = 2048) -> Tokeniz
         [Split(Regex(_PIECES), behavior="isolated"), ByteLevel(add_prefix_space=False, use_regex=False)]
     )
     tokenizer.decoder = ByteLevelDecoder()
-    trainer = BpeTrainer(
-        vocab_size=vocab_size - 1, initial_alphabet=ByteLevel.alphabet(), show_progress=False
-    )
+    trainer = BpeTrainer(vocab_size=vocab_size - 1, initial_alphabet=ByteLevel.alphabet(), show_progress=False)
     tokenizer.train_from_iterator(documents, trainer)
     learned = tokenizer.get_vocab_size()
     if learned < vocab_size - 1:
         raise ValueError(
-            f"documents: the corpus is too small for vocab_size={vocab_size}, "
-            f"it gives only {learned + 1} entries"
+            f"documents: the corpus is too small for vocab_size={vocab_size}, it gives only {learned + 1} entries"
         )
     tokenizer.add_special_tokens([AddedToken(END_OF_TEXT, special=True, normalized=False)])
     return _with_plain_end_of_text(tokenizer)

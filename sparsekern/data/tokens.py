@@ -62,9 +62,7 @@ def load_corpus(
             cached files are damaged.
     """
     if vocab_size > _LARGEST_VOCABULARY:
-        raise ValueError(
-            f"vocab_size: expected at most {_LARGEST_VOCABULARY} (uint16 tokens), got {vocab_size}"
-        )
+        raise ValueError(f"vocab_size: expected at most {_LARGEST_VOCABULARY} (uint16 tokens), got {vocab_size}")
     documents = sorted(read_documents(find_files(sources)), key=content_digest)
     folder = (_default_cache() if cache_dir is None else Path(cache_dir)) / _cache_key(documents, vocab_size)
     if not folder.is_dir():

@@ -27,7 +27,8 @@ class GPTConfig:
         d_mlp: None means ``4 * d_model``.
         afrac: fraction of the channels that AbsTopK keeps; None turns it off.
         afrac_loctypes: comma-separated locations of AbsTopK.
-        enable_bigram_table: add a learned (vocab, vocab) table, indexed by the current token, to the logits.
+        enable_bigram_table: add a dense (vocab, vocab) table, indexed by the current token, to the logits.
+        learnable_bigram_table: whether that table is trained, or a buffer.
     """
 
     block_size: int = 256
@@ -41,11 +42,13 @@ class GPTConfig:
     afrac: float | None = 0.25
     afrac_loctypes: str = SUBLAYER_LOCATIONS
     enable_bigram_table: bool = True
+    learnable_bigram_table: bool = True
 
     def __post_init__(self) -> None:
-        for name in ("block_size", "vocab_size", "n_layer", "d_head", "d_model"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        for name in ("block_size", "vocab_size", "n_layer", "n_head", "d_head", "d_model", "d_mlp"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be positive, got {value}")
         if self.d_model % self.d_head:
             raise ValueError(f"d_model must be a multiple of d_head, got {self.d_model} and {self.d_head}")
         if self.afrac is not None and not 0 < self.afrac <= 1:
@@ -141,6 +144,8 @@ class Block(nn.Module):
 class GPT(nn.Module):
     """The model; its weights begin dense, in master form (see :class:`sparsekern.nn.SparseWeight`)."""
 
+    bigram_table: Tensor | None
+
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         self.config = config
@@ -150,9 +155,11 @@ class GPT(nn.Module):
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.ln_f = nn.RMSNorm(d)
         self.lm_head = _linear(vocab, d, False, 0.02)
-        self.register_parameter("bigram_table", None)
-        if config.enable_bigram_table:
-            self.bigram_table = nn.Parameter(torch.rand(vocab, vocab) * 0.02)
+        table = torch.rand(vocab, vocab) * 0.02 if config.enable_bigram_table else None
+        if table is not None and config.learnable_bigram_table:
+            self.bigram_table = nn.Parameter(table)
+        else:
+            self.register_buffer("bigram_table", table)
 
     def forward(self, ids: Tensor) -> Tensor:
         """Logits of the next token: (B, T) int64 -> (B, T, vocab), T <= block_size."""
@@ -195,7 +202,7 @@ class GPT(nn.Module):
         generator: torch.Generator | None = None,
         stop: int | None = None,
     ) -> Tensor:
-        """Continue ``ids`` (1, T) by up to ``tokens`` sampled ones, ending early at ``stop``; temperature 0 is greedy."""
+        """Continue ``ids`` (1, T) by up to ``tokens`` sampled ones, ending early at ``stop``; 0 is greedy."""
         for _ in range(tokens):
             logits = self(ids[:, -self.config.block_size :])[:, -1]
             if temperature == 0:

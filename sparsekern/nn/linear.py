@@ -26,6 +26,8 @@ class SparseLinear(nn.Module):
         ValueError: not exactly one of ``density`` and ``nnz``, or out of range.
     """
 
+    bias: nn.Parameter | None
+
     def __init__(
         self,
         in_features: int,
@@ -58,13 +60,13 @@ class SparseLinear(nn.Module):
             self.bias.uniform_(-bound, bound)
 
     @classmethod
-    def from_linear(
-        cls, linear: nn.Linear, *, density: float | None = None, nnz: int | None = None
-    ) -> "SparseLinear":
+    def from_linear(cls, linear: nn.Linear, *, density: float | None = None, nnz: int | None = None) -> "SparseLinear":
         """The largest magnitudes of a dense layer, exactly ``nnz`` of them; the dense layer is left alone."""
-        csr = CSR.from_dense(linear.weight, nnz=nnz, density=density)
-        bias = None if linear.bias is None else nn.Parameter(linear.bias.detach().clone())
-        return cls.from_weight(SparseWeight(csr), bias)
+        weight = SparseWeight.from_parameter(linear.weight, nnz=nnz, density=density)
+        bias = None
+        if linear.bias is not None:
+            bias = nn.Parameter(linear.bias.detach().clone(), linear.bias.requires_grad)
+        return cls.from_weight(weight, bias)
 
     @classmethod
     def from_weight(cls, weight: SparseWeight, bias: nn.Parameter | None = None) -> "SparseLinear":
@@ -78,13 +80,12 @@ class SparseLinear(nn.Module):
     def to_linear(self) -> nn.Linear:
         """A dense ``nn.Linear`` with the same outputs."""
         dense = self.weight.to_dense().detach()
-        has_bias = self.bias is not None
         linear = nn.Linear(
-            self.in_features, self.out_features, bias=has_bias, device=dense.device, dtype=dense.dtype
+            self.in_features, self.out_features, bias=self.bias is not None, device=dense.device, dtype=dense.dtype
         )
         with torch.no_grad():
             linear.weight.copy_(dense)
-            if has_bias:
+            if self.bias is not None:
                 linear.bias.copy_(self.bias)
         return linear
 
@@ -133,7 +134,7 @@ class SparseEmbedding(nn.Module):
         cls, embedding: nn.Embedding, *, density: float | None = None, nnz: int | None = None
     ) -> "SparseEmbedding":
         """The largest magnitudes of a dense table, exactly ``nnz`` of them."""
-        return cls.from_weight(SparseWeight(CSR.from_dense(embedding.weight, nnz=nnz, density=density)))
+        return cls.from_weight(SparseWeight.from_parameter(embedding.weight, nnz=nnz, density=density))
 
     @classmethod
     def from_weight(cls, weight: SparseWeight) -> "SparseEmbedding":

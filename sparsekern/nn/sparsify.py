@@ -5,7 +5,6 @@ from fnmatch import fnmatchcase
 
 from torch import nn
 
-from ..formats import CSR
 from .linear import SparseEmbedding, SparseLinear
 from .weight import SparseWeight
 
@@ -41,7 +40,7 @@ def sparsify_(
             continue
         if id(layer) not in layers:
             if id(layer.weight) not in weights:
-                weights[id(layer.weight)] = SparseWeight(CSR.from_dense(layer.weight, density=density))
+                weights[id(layer.weight)] = SparseWeight.from_parameter(layer.weight, density=density)
             layers[id(layer)] = _wrap(layer, weights[id(layer.weight)])
         if not name:
             return layers[id(layer)]

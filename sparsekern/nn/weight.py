@@ -64,6 +64,13 @@ class SparseWeight(nn.Module):
         weight.budget = n * k
         return weight
 
+    @classmethod
+    def from_parameter(cls, dense: Tensor, *, nnz: int | None = None, density: float | None = None) -> "SparseWeight":
+        """The largest magnitudes of a dense Parameter (N, K), exactly ``nnz`` of them; frozen if that is frozen."""
+        weight = cls(CSR.from_dense(dense, nnz=nnz, density=density))
+        weight.values.requires_grad_(dense.requires_grad)
+        return weight
+
     # ---- reading
 
     def __getattr__(self, name: str) -> Any:
@@ -103,10 +110,10 @@ class SparseWeight(nn.Module):
             built = Pattern.build(self.crow_indices, self.col_indices, self.shape)
             for name in _TRANSPOSE:
                 setattr(self, name, getattr(built, name))
-        assert self.ccol_indices is not None and self.row_indices is not None and self.perm is not None
-        return Pattern(
-            self.crow_indices, self.col_indices, self.ccol_indices, self.row_indices, self.perm, self.shape
-        )
+        assert self.ccol_indices is not None
+        assert self.row_indices is not None
+        assert self.perm is not None
+        return Pattern(self.crow_indices, self.col_indices, self.ccol_indices, self.row_indices, self.perm, self.shape)
 
     @property
     def csr(self) -> CSR:
@@ -181,19 +188,30 @@ class SparseWeight(nn.Module):
     # ---- checkpoints: the form and the number of nonzeros follow the checkpoint
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        crow, col = (state_dict.get(prefix + name) for name in ("crow_indices", "col_indices"))
-        if crow is not None and col is not None:
-            zeros = torch.zeros(col.shape, dtype=self.dtype, device=col.device)
+        names = ("crow_indices", "col_indices", "values", "master")
+        saved = {name: state_dict[prefix + name] for name in names if prefix + name in state_dict}
+        if saved:
             try:
-                checked = CSR.from_parts(crow, col, zeros, self.shape)
+                self._take_layout(saved)
             except (ValueError, RuntimeError) as error:
                 args[-1].append(f"{prefix[:-1]}: {error}")
                 return
-            if prefix + "master" in state_dict:
-                self.to_master_()
-            elif prefix + "values" in state_dict:
-                self.to_sparse_()
-                self.values.data = self.values.data.new_zeros(checked.nnz)
-            self._set_pattern(*(t.to(self.device) for t in (checked.crow_indices, checked.col_indices)))
-            self.budget = checked.nnz
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def _take_layout(self, saved: dict[str, Tensor]) -> None:
+        """Take form, pattern and length of ``saved``, or raise and change nothing."""
+        if set(saved) not in ({"crow_indices", "col_indices", form} for form in ("values", "master")):
+            raise ValueError(f"expected crow_indices, col_indices and either values or master, got {', '.join(saved)}")
+        master, col = saved.get("master"), saved["col_indices"]
+        if master is not None and master.shape != self.shape:
+            raise ValueError(f"master must have shape {self.shape}, got {tuple(master.shape)}")
+        values = saved.get("values", torch.zeros(col.shape, device=col.device))
+        checked = CSR.from_parts(saved["crow_indices"], col, values, self.shape)
+        if master is not None:
+            self.to_master_()
+        elif self.to_sparse_().nnz != checked.nnz:
+            self.values.data = self.values.data.new_zeros(checked.nnz)
+            self.values.grad = None
+        indices = (checked.crow_indices, checked.col_indices)
+        self._set_pattern(*(t.to(self.device, copy=True) for t in indices))
+        self.budget = checked.nnz

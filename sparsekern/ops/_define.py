@@ -18,8 +18,8 @@ def define(
 ) -> Callable[..., Any]:
     """Define one raw op and return its overload.
 
-    ``fake`` gives outputs without data, ``backward`` with ``setup_context`` the gradient (themselves built from ops that
-    have one, so that double backward works), ``composite`` an implementation in terms of other ops where the op has
+    ``fake`` gives outputs without data; ``backward`` with ``setup_context`` the gradient, itself built from ops that
+    have one, so that double backward works; ``composite`` an implementation in terms of other ops where the op has
     no kernel of its own.
     """
     _library.define(schema)

@@ -54,9 +54,7 @@ csr_linear_raw = define(
 )
 
 
-def _sddmm_fake(
-    a: Tensor, b: Tensor, crow: Tensor, col: Tensor, ccol: Tensor, row: Tensor, perm: Tensor
-) -> Tensor:
+def _sddmm_fake(a: Tensor, b: Tensor, crow: Tensor, col: Tensor, ccol: Tensor, row: Tensor, perm: Tensor) -> Tensor:
     return a.new_empty(col.shape[0])
 
 

@@ -49,7 +49,8 @@ def topk_mask(magnitude: Tensor, k: int) -> Tensor:
     key = torch.where(magnitude.isnan(), torch.inf, magnitude)
     order = key.sort(dim=-1, descending=True, stable=True).indices
     if magnitude.isnan().any():  # NaN before infinity
-        order = magnitude.isnan().gather(-1, order).int().sort(dim=-1, descending=True, stable=True).indices.gather(-1, order)
+        nan_first = magnitude.isnan().gather(-1, order).int().sort(dim=-1, descending=True, stable=True).indices
+        order = order.gather(-1, nan_first)
     return torch.zeros_like(magnitude, dtype=torch.bool).scatter(-1, order[..., :k], True)
 
 

@@ -44,9 +44,7 @@ def topk_select(weight: Tensor, k: int, floor: int = 0, axis: int | None = None)
     return _select_raw(weight.detach(), k, floor, axis or 0)
 
 
-def topk_project_pattern_(
-    weight: Tensor, k: int, floor: int = 0, axis: int | None = None
-) -> tuple[Tensor, Tensor]:
+def topk_project_pattern_(weight: Tensor, k: int, floor: int = 0, axis: int | None = None) -> tuple[Tensor, Tensor]:
     """``topk_project_`` that returns the ``(crow_indices, col_indices)`` of the ``k`` kept positions."""
     _check("topk_project_", weight, k, floor, axis)
     data = weight.detach().contiguous()

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 
 
 def warmup_decay(step: int, steps: int, warmup: float = 0.01) -> float:
@@ -38,7 +39,7 @@ class Anneal:
         knots = [(0.0, 1.0), (1.0, target)]
         if self.shape == "fast" and 10 * target < 1:
             knots.insert(1, (0.2, max(0.1, 10 * target)))
-        for (t0, d0), (t1, d1) in zip(knots, knots[1:], strict=False):
+        for (t0, d0), (t1, d1) in pairwise(knots):
             if t <= t1:
                 return d0 * (d1 / d0) ** ((t - t0) / (t1 - t0))
         return target

@@ -93,8 +93,9 @@ class SparseAdamW(torch.optim.Optimizer):
         for weight in self.sparse_weights:
             weight.project_()
         for group in self.param_groups:
-            if group["weight_decay"] and group["lr"]:
-                torch._foreach_mul_(group["params"], 1 - group["lr"] * group["weight_decay"])
+            decayed = [p for p in group["params"] if p.grad is not None]
+            if decayed and group["weight_decay"] and group["lr"]:
+                torch._foreach_mul_(decayed, 1 - group["lr"] * group["weight_decay"])
         return loss
 
     def gradient_rms(self) -> Tensor:

@@ -1,8 +1,8 @@
 // Keeps the k entries of largest magnitude in each row of x (rows, width) and zeroes the rest; equal magnitudes go to
 // the lowest index. NaN counts as larger than infinity, so it stays visible. 0 <= k <= width.
 //
-// kept (rows, (width + 7) / 8) holds one bit per entry, bit j % 8 of byte j / 8: the backward pass is masked by it, because
-// a kept entry may itself be zero. abs_topk_backward writes grad where the bit is set and 0 elsewhere.
+// kept (rows, (width + 7) / 8) holds one bit per entry, bit j % 8 of byte j / 8: the backward pass is masked by it,
+// because a kept entry may itself be zero. abs_topk_backward writes grad where the bit is set and 0 elsewhere.
 #pragma once
 #include "sparsekern/isa.h"
 #include "sparsekern/parallel.h"

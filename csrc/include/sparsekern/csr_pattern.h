@@ -24,7 +24,8 @@ struct CsrTransposeArgs {
   void* perm;
 };
 
-// to_values: values[p] = dense[row p, col p]; otherwise dense (zeroed by the caller) gets dense[row p, col p] = values[p].
+// to_values: values[p] = dense[row p, col p]; otherwise dense (zeroed by the caller) gets dense[row p, col p] =
+// values[p].
 struct CsrDenseArgs {
   CsrPattern w;
   void* dense;   // (rows, cols)

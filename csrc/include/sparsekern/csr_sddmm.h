@@ -1,7 +1,7 @@
 // v[p] = sum over tokens t of a[t, row p] * b[t, col p], for every position p of the pattern.
 //
-// a (tokens, rows), b (tokens, cols), row-major and contiguous, same dtype as out (nnz). tokens = 0 gives zeros. The sum
-// is cut into slices by shape, so the result does not depend on the number of threads.
+// a (tokens, rows), b (tokens, cols), row-major and contiguous, same dtype as out (nnz). tokens = 0 gives zeros. The
+// sum is cut into slices by shape, so the result does not depend on the number of threads.
 #pragma once
 #include "sparsekern/isa.h"
 #include "sparsekern/parallel.h"

@@ -28,9 +28,9 @@ SK_API bool isa_from_name(const char* name, Isa* out);
   namespace avx512 {               \
   declaration;                     \
   }
-#define SK_CPU_PICK(name)                                     \
-  (::sk::active_isa() == ::sk::Isa::avx512 ? &avx512::name    \
-   : ::sk::active_isa() == ::sk::Isa::avx2 ? &avx2::name      \
+#define SK_CPU_PICK(name)                                  \
+  (::sk::active_isa() == ::sk::Isa::avx512 ? &avx512::name \
+   : ::sk::active_isa() == ::sk::Isa::avx2 ? &avx2::name   \
                                            : &base::name)
 #else
 #define SK_CPU_KERNEL(declaration) \

@@ -1,0 +1,43 @@
+# make setup | demo | test | lint | clean.  PYTHON chooses the interpreter (3.11 or later); one that has torch already is
+# used as it is, without the network, through a virtual environment that sees its packages.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+SOURCES := $(shell find csrc -type f) CMakeLists.txt setup.py pyproject.toml
+# CPU builds of torch live on an index of their own; the default index has the multi-gigabyte CUDA builds.
+TORCH_INDEX := --retries 0 --extra-index-url https://download.pytorch.org/whl/cpu
+
+.PHONY: setup demo test lint clean
+setup: $(VENV)/.built
+
+$(VENV)/.packages: requirements-dev.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "sparsekern: Python 3.11 or later is needed: make PYTHON=..."; exit 1; }
+	@command -v g++ >/dev/null || { echo "sparsekern: no C++ compiler: apt install g++"; exit 1; }
+	@$(PYTHON) -c 'import os, sys, sysconfig; sys.exit(not os.path.exists(sysconfig.get_path("include") + "/Python.h"))' || { echo "sparsekern: Python's headers are missing: apt install python3-dev"; exit 1; }
+	@if $(PYTHON) -c 'import torch' 2>/dev/null; then \
+	  echo "using the torch of $(PYTHON)"; \
+	  $(PYTHON) -m venv --system-site-packages --without-pip $(VENV); \
+	else \
+	  $(PYTHON) -c 'import ensurepip' 2>/dev/null || { echo "sparsekern: Python's venv is missing: apt install python3-venv"; exit 1; }; \
+	  $(PYTHON) -m venv $(VENV) && \
+	  $(BIN)/python -m pip install -q --disable-pip-version-check $(TORCH_INDEX) "$$(grep '^torch==' requirements-dev.txt)" && \
+	  $(BIN)/python -m pip install -q --disable-pip-version-check $(TORCH_INDEX) -r requirements-dev.txt; \
+	fi
+	@touch $@
+
+$(VENV)/.built: $(VENV)/.packages $(SOURCES)
+	$(BIN)/python -m pip install -q --disable-pip-version-check --no-build-isolation --no-deps -e .
+	@touch $@
+
+demo: setup
+	$(BIN)/python benchmarks/demo.py
+
+test: setup
+	$(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $$(find csrc -name '*.h' -o -name '*.cpp')
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info sparsekern/*.so
