@@ -48,9 +48,11 @@ Cut<T> find_cut(const T* row, int64_t padded_width, int64_t k, Key<T> guess) {
     }
     const uint64_t span = uint64_t(high) - uint64_t(low);
     if (span == 1) return {high, k - above_high};
-    if (high == kMaxKey<T> || low == -1) {
+    if (low == -1) {
+      key = 0;  // rows with fewer than k nonzeros are common in sparse models
+    } else if (high == kMaxKey<T> || low == 0) {
       const uint64_t step = stride < span ? stride : span - 1;
-      key = low == -1 ? Key<T>(uint64_t(high) - step) : Key<T>(uint64_t(low) + step);
+      key = low == 0 ? Key<T>(uint64_t(high) - step) : Key<T>(uint64_t(low) + step);
       stride *= 2;
     } else if (round % 4 == 0) {
       key = Key<T>(uint64_t(low) + span / 2);
