@@ -63,15 +63,11 @@ Cut<T> find_cut(const T* row, int64_t padded_width, int64_t k, Key<T> guess) {
   }
 }
 
-// Keeps the first `ties` entries equal to the cut, in index order.
-template <class T>
-void keep_ties(const T* x, const T* row, int64_t width, Cut<T> cut, T* y, uint8_t* kept) {
-  for (int64_t j = 0; j < width && cut.ties > 0; ++j) {
-    if (magnitude(row[j]) != cut.key) continue;
-    y[j] = x[j];
-    kept[j / 8] |= uint8_t(1u << (j % 8));
-    --cut.ties;
-  }
+// The lowest `ties` of the set bits, counted down.
+inline uint32_t take_ties(uint32_t bits, int64_t& ties) {
+  uint32_t taken = 0;
+  for (; bits && ties > 0; bits &= bits - 1, --ties) taken |= bits & -bits;
+  return taken;
 }
 
 // guess: the cut of the row before, replaced by that of this one.
@@ -88,21 +84,13 @@ void topk_row(const T* x, int64_t width, int64_t k, Key<T>& guess, T* row, T* y,
     cut = find_cut(row, padded(width), k, guess);
   if (k > 0 && k < width) guess = cut.key;
 
-  int64_t j = 0;
-  for (; j + 8 <= width; j += 8) {
-    const uint32_t bits = above8(row + j, cut.key);
+  for (int64_t j = 0; j < width; j += 8) {  // the row is padded, x and y are not
+    uint32_t bits = above8(row + j, cut.key);
+    if (cut.ties > 0) bits |= take_ties(above8(row + j, Key<T>(cut.key - 1)) & ~bits, cut.ties);
     kept[j / 8] = uint8_t(bits);
-    keep8(x + j, bits, y + j);
+    keep(x + j, bits, min_of(8, width - j), y + j);
   }
-  if (j < width) {
-    kept[j / 8] = 0;
-    for (; j < width; ++j) {
-      const bool keep = magnitude(row[j]) > cut.key;
-      kept[j / 8] |= uint8_t(keep << (j % 8));
-      y[j] = keep ? x[j] : T(0);
-    }
-  }
-  keep_ties(x, row, width, cut, y, kept);
+  if (width % 8) kept[width / 8] &= uint8_t((1u << (width % 8)) - 1);  // padding may have tied with zeros
 }
 
 template <class T>
@@ -122,9 +110,7 @@ void run(const AbsTopkArgs& a) {
 
 template <class T>
 void mask_row(const T* grad, const uint8_t* kept, int64_t width, T* out) {
-  int64_t j = 0;
-  for (; j + 8 <= width; j += 8) keep8(grad + j, kept[j / 8], out + j);
-  for (; j < width; ++j) out[j] = kept[j / 8] >> (j % 8) & 1 ? grad[j] : T(0);
+  for (int64_t j = 0; j < width; j += 8) keep(grad + j, kept[j / 8], min_of(8, width - j), out + j);
 }
 
 }  // namespace

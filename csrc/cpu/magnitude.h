@@ -94,6 +94,13 @@ inline void keep8(const double* x, uint32_t bits, double* y) {
 #endif
 }
 
+// The same for the first `count` <= 8 entries.
+template <class T>
+inline void keep(const T* x, uint32_t bits, int64_t count, T* y) {
+  if (count == 8) return keep8(x, bits, y);
+  for (int64_t i = 0; i < count; ++i) y[i] = bits >> i & 1 ? x[i] : T(0);
+}
+
 }  // namespace
 }  // namespace SK_ISA
 }  // namespace sk

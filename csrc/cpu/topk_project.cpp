@@ -1,5 +1,6 @@
-// topk_project: marks the entries reserved by the floor, finds the magnitude of the last entry that fits the budget by
-// a radix search over histograms of the magnitude bits, then writes the pattern row by row.
+// topk_project: marks the entries reserved by the floor, finds the magnitude of the last entry that fits the budget,
+// then writes the pattern row by row. The search brackets that magnitude by a sample, collects what lies in the bracket
+// in one pass over the weight, and ends with a radix search over the few magnitudes collected.
 #include "sparsekern/topk_project.h"
 
 #include "dispatch.h"
@@ -12,6 +13,7 @@ namespace {
 constexpr int kDigitBits = 12;  // the counts of a thread stay in its L1
 constexpr int64_t kBins = int64_t(1) << kDigitBits;
 constexpr int64_t kRowsPerItem = 16;
+constexpr int64_t kSample = 8192;
 constexpr int64_t kStripColumns = 256;  // a multiple of 8, so that strips share no byte of the reserved bits
 
 inline int32_t popcount(uint32_t bits) { return __builtin_popcount(bits); }
@@ -21,7 +23,9 @@ struct Workspace {
   int64_t* histograms;  // (threads, bins)
   int64_t* above;       // (rows) entries kept for certain, then where the row starts
   int64_t* ties;        // (rows) entries equal to the cut, then how many of them the row may keep
-  int64_t* nan_at;      // (threads)
+  int64_t* inside;      // (items) entries collected from each block of rows
+  int64_t* beyond;      // (items) entries of each block above the bracket
+  void* collected;      // (rows * cols) keys; those of a block begin where the block does
   uint8_t* reserved;    // (rows, row_bytes) bits, or null
   uint8_t* best;        // (threads, best_bytes): the candidates for the floor of the neurons at hand
   int64_t row_bytes, best_bytes, bytes;
@@ -75,7 +79,10 @@ Workspace carve(const TopkProjectArgs& a) {
   w.histograms = reinterpret_cast<int64_t*>(take(a.parallel.threads * kBins * 8));
   w.above = reinterpret_cast<int64_t*>(take(a.rows * 8));
   w.ties = reinterpret_cast<int64_t*>(take(a.rows * 8));
-  w.nan_at = reinterpret_cast<int64_t*>(take(a.parallel.threads * 8));
+  const int64_t items = ceil_div(a.rows, kRowsPerItem);
+  w.inside = reinterpret_cast<int64_t*>(take(items * 8));
+  w.beyond = reinterpret_cast<int64_t*>(take(items * 8));
+  w.collected = take(max_of(a.rows * a.cols, kSample) * int64_t(sizeof(T)));
   w.reserved = a.floor > 0 ? take(a.rows * w.row_bytes) : nullptr;
   w.best = take(a.parallel.threads * w.best_bytes);
   w.bytes = used;
@@ -91,8 +98,7 @@ inline uint32_t above(const T* row, int64_t j, int64_t cols, Key<T> key) {
   return bits;
 }
 
-// ---- the floor
-// -------------------------------------------------------------------------------------------------------
+// The floor.
 
 inline void reserve(const Workspace& w, int64_t row, int64_t col) {
   w.reserved[row * w.row_bytes + col / 8] |= uint8_t(1u << (col % 8));
@@ -142,8 +148,7 @@ void reserve_floor(const TopkProjectArgs& a, const Workspace& w) {
   }
 }
 
-// ---- the cut
-// ---------------------------------------------------------------------------------------------------------
+// The cut.
 
 // Magnitudes above `key` are kept, and `ties` of those equal to it.
 template <class T>
@@ -152,41 +157,26 @@ struct Cut {
   int64_t ties;
 };
 
-// Counts, by the digit of `bits` bits at `shift`, the entries that are not reserved and whose higher bits equal
-// `prefix`.
-template <class T>
-void histogram_row(const TopkProjectArgs& a, const Workspace& w, int64_t r, int shift, int bits, Key<T> prefix,
-                   int64_t* histogram) {
-  const T* row = static_cast<const T*>(a.weight) + r * a.cols;
-  const Key<T> digit_mask = Key<T>((uint64_t(1) << bits) - 1);
-  const Key<T> rest = Key<T>((uint64_t(1) << (bits + shift)) - 1);
-  const Key<T> first = Key<T>(uint64_t(prefix) << (bits + shift)), last = first | rest;  // the keys with this prefix
-  for (int64_t j = 0; j < a.cols; j += 8) {
-    uint32_t wanted = above(row, j, a.cols, Key<T>(first - 1));
-    if (wanted) wanted &= ~above(row, j, a.cols, last);
-    if (w.reserved) wanted &= ~uint32_t(w.reserved[r * w.row_bytes + j / 8]);
-    const auto count = [&](int64_t at) { ++histogram[(magnitude(row[at]) >> shift) & digit_mask]; };
-    if (wanted == 0xff)
-      for (int i = 0; i < 8; ++i) count(j + i);
-    else
-      for (; wanted; wanted &= wanted - 1) count(j + __builtin_ctz(wanted));
-  }
+inline bool is_reserved(const Workspace& w, int64_t row, int64_t col) {
+  return w.reserved && (w.reserved[row * w.row_bytes + col / 8] >> (col % 8) & 1);
 }
 
-// The cut that keeps `budget` of the entries that are not reserved.
+// The cut that keeps `budget` > 0 of the keys in `lists` lists; list i begins at keys + i * stride, with counts[i]
+// keys.
 template <class T>
-Cut<T> find_cut(const TopkProjectArgs& a, const Workspace& w, int64_t budget) {
-  if (budget == 0) return {kMaxKey<T>, 0};
-  const int64_t items = ceil_div(a.rows, kRowsPerItem);
+Cut<T> radix_cut(const TopkProjectArgs& a, const Workspace& w, const Key<T>* keys, int64_t stride,
+                 const int64_t* counts, int64_t lists, int64_t budget) {
   Key<T> prefix = 0;
   for (int shift = kKeyBits<T>; shift > 0;) {
     const int bits = shift < kDigitBits ? shift : kDigitBits;
     shift -= bits;
     const int64_t bins = int64_t(1) << bits;
     for (int64_t i = 0; i < a.parallel.threads * kBins; ++i) w.histograms[i] = 0;
-    for_each_item(a.parallel, items, [&](int64_t worker, int64_t item) {
-      for (int64_t r = item * kRowsPerItem; r < min_of(a.rows, (item + 1) * kRowsPerItem); ++r)
-        histogram_row<T>(a, w, r, shift, bits, prefix, w.histograms + worker * kBins);
+    for_each_item(a.parallel, lists, [&](int64_t worker, int64_t item) {
+      int64_t* histogram = w.histograms + worker * kBins;
+      const Key<T>* list = keys + item * stride;
+      for (int64_t i = 0; i < counts[item]; ++i)  // bits + shift may be the full width of a key: shift in two steps
+        if ((list[i] >> shift >> bits) == prefix) ++histogram[(list[i] >> shift) & (bins - 1)];
     });
     int64_t digit = bins, count = 0;
     do {  // from the largest digit down, until the rest of the budget fits
@@ -200,8 +190,78 @@ Cut<T> find_cut(const TopkProjectArgs& a, const Workspace& w, int64_t budget) {
   return {prefix, budget};
 }
 
-// ---- the pattern
-// -----------------------------------------------------------------------------------------------------
+// Keys above `low` and not above `high`.
+template <class T>
+struct Bracket {
+  Key<T> low, high;
+};
+
+// A bracket that most likely holds the cut: three standard deviations around its rank in a regular sample.
+template <class T>
+Bracket<T> guess_bracket(const TopkProjectArgs& a, const Workspace& w, int64_t budget, int64_t eligible) {
+  Key<T>* sample = static_cast<Key<T>*>(w.collected);
+  const int64_t size = a.rows * a.cols, stride = (size / kSample) | 1;  // odd: it visits all columns
+  int64_t n = 0;
+  for (int64_t i = 0; i < size && n < kSample; i += stride)
+    if (!is_reserved(w, i / a.cols, i % a.cols)) sample[n++] = magnitude(static_cast<const T*>(a.weight)[i]);
+  const double share = double(budget) / double(eligible), spread = __builtin_sqrt(n * share * (1 - share));
+  const int64_t rank = int64_t(n * share), margin = int64_t(3 * spread) + 8;
+  Bracket<T> bracket{-1, kMaxKey<T>};
+  if (rank - margin > 0) bracket.high = radix_cut<T>(a, w, sample, 0, &n, 1, rank - margin).key;
+  if (rank + margin < n) bracket.low = radix_cut<T>(a, w, sample, 0, &n, 1, rank + margin).key - 1;
+  return bracket;
+}
+
+// Collects the keys in the bracket, counts those above it; false when the weight holds a NaN.
+template <class T>
+bool collect(const TopkProjectArgs& a, const Workspace& w, Bracket<T> bracket) {
+  bool any_nan = false;
+  for_each_item(a.parallel, ceil_div(a.rows, kRowsPerItem), [&](int64_t, int64_t item) {
+    const int64_t begin = item * kRowsPerItem, end = min_of(a.rows, begin + kRowsPerItem);
+    Key<T>* keys = static_cast<Key<T>*>(w.collected) + begin * a.cols;
+    int64_t beyond = 0, inside = 0;
+    uint32_t nan = 0;
+    for (int64_t r = begin; r < end; ++r) {
+      const T* row = static_cast<const T*>(a.weight) + r * a.cols;
+      for (int64_t j = 0; j < a.cols; j += 8) {
+        const uint32_t eligible = w.reserved ? ~uint32_t(w.reserved[r * w.row_bytes + j / 8]) : ~0u;
+        const uint32_t over = above(row, j, a.cols, bracket.high);
+        nan |= above(row, j, a.cols, KeyOf<T>::kInfinity);
+        beyond += popcount(over & eligible);
+        for (uint32_t in = above(row, j, a.cols, bracket.low) & ~over & eligible; in; in &= in - 1)
+          keys[inside++] = magnitude(row[j + __builtin_ctz(in)]);
+      }
+    }
+    w.inside[item] = inside;
+    w.beyond[item] = beyond;
+    if (nan) __atomic_store_n(&any_nan, true, __ATOMIC_RELAXED);
+  });
+  return !any_nan;
+}
+
+// The cut that keeps `budget` of the `eligible` entries that are not reserved; false when the weight holds a NaN.
+template <class T>
+bool find_cut(const TopkProjectArgs& a, const Workspace& w, int64_t budget, int64_t eligible, Cut<T>* cut) {
+  const int64_t items = ceil_div(a.rows, kRowsPerItem);
+  const Bracket<T> everything{-1, kMaxKey<T>};
+  const bool guess = budget > 0 && eligible > 2 * kSample;
+  for (Bracket<T> bracket = guess ? guess_bracket<T>(a, w, budget, eligible) : everything;; bracket = everything) {
+    if (!collect<T>(a, w, bracket)) return false;
+    int64_t left = budget, inside = 0;
+    for (int64_t i = 0; i < items; ++i) {
+      left -= w.beyond[i];
+      inside += w.inside[i];
+    }
+    *cut = {kMaxKey<T>, 0};
+    if (budget == 0) return true;
+    if (left < 1 || left > inside) continue;  // the sample misled
+    const Key<T>* keys = static_cast<const Key<T>*>(w.collected);
+    *cut = radix_cut<T>(a, w, keys, kRowsPerItem * a.cols, w.inside, items, left);
+    return true;
+  }
+}
+
+// The pattern.
 
 // Of 8 entries (fewer at the end of a row): the bits of those kept for certain, and of those equal to the cut.
 struct Verdict {
@@ -252,40 +312,28 @@ void write_row(const TopkProjectArgs& a, const Workspace& w, int64_t r, Key<T> k
     uint32_t bits = v.kept;
     for (uint32_t tied = v.tied; tied && ties > 0; tied &= tied - 1, --ties) bits |= tied & -tied;
     for (uint32_t left = bits; left; left &= left - 1) *col++ = I(j + __builtin_ctz(left));
-    if (!a.zero_rest) continue;
-    if (j + 8 <= a.cols)
-      keep8(row + j, bits, row + j);
-    else
-      for (int64_t i = 0; j + i < a.cols; ++i) row[j + i] = bits >> i & 1 ? row[j + i] : T(0);
+    if (a.zero_rest) keep(row + j, bits, min_of(8, a.cols - j), row + j);
   }
 }
 
 template <class T>
-int64_t find_nan(const TopkProjectArgs& a, const Workspace& w) {
-  for (int64_t t = 0; t < a.parallel.threads; ++t) w.nan_at[t] = -1;
-  for_each_item(a.parallel, ceil_div(a.rows, kRowsPerItem), [&](int64_t worker, int64_t item) {
-    const T* weight = static_cast<const T*>(a.weight);
-    const int64_t begin = item * kRowsPerItem * a.cols, end = min_of(a.rows, (item + 1) * kRowsPerItem) * a.cols;
-    bool found = false;
-    for (int64_t i = begin; i < end; ++i) found |= magnitude(weight[i]) > KeyOf<T>::kInfinity;
-    if (!found || w.nan_at[worker] >= 0) return;
-    int64_t i = begin;
-    while (magnitude(weight[i]) <= KeyOf<T>::kInfinity) ++i;
-    w.nan_at[worker] = i;
-  });
-  int64_t first = -1;  // the lowest of the workers', so that the answer does not depend on their number
-  for (int64_t t = 0; t < a.parallel.threads; ++t)
-    if (w.nan_at[t] >= 0 && (first < 0 || w.nan_at[t] < first)) first = w.nan_at[t];
-  return first;
+int64_t first_nan(const TopkProjectArgs& a) {
+  const T* weight = static_cast<const T*>(a.weight);
+  int64_t i = 0;
+  while (magnitude(weight[i]) <= KeyOf<T>::kInfinity) ++i;
+  return i;
 }
 
 template <class T, class I>
 SelectStatus run(TopkProjectArgs& a) {
   const Workspace w = carve<T>(a);
-  a.nan_at = find_nan<T>(a, w);
-  if (a.nan_at >= 0) return kSelectNan;
-  if (a.floor > 0) reserve_floor<T>(a, w);
-  const Cut<T> cut = find_cut<T>(a, w, a.k - a.floor * (a.axis == 0 ? a.rows : a.cols));
+  const int64_t reserved = a.floor * (a.axis == 0 ? a.rows : a.cols);
+  if (reserved > 0) reserve_floor<T>(a, w);
+  Cut<T> cut;
+  if (!find_cut<T>(a, w, a.k - reserved, a.rows * a.cols - reserved, &cut)) {
+    a.nan_at = first_nan<T>(a);
+    return kSelectNan;
+  }
   place_rows(a, w, cut);
   for_each_range(a.parallel, a.rows, kRowsPerItem, [&](int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; ++r) write_row<T, I>(a, w, r, cut.key);
