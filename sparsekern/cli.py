@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.util
+import os
 import platform
 import signal
 import sys
@@ -21,6 +22,7 @@ from .train import PRESETS, TOKENIZER, Step, TrainConfig, Trainer, TrainingError
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__)
 console = Console()
+errors = Console(stderr=True)
 
 
 @app.command()
@@ -54,10 +56,15 @@ def train(
     if resume:
         trainer = Trainer.resume(folder)
     else:
-        config = dataclasses.replace(PRESETS[preset], sources=tuple(sources or ()), **overrides)
+        config = dataclasses.replace(PRESETS[preset], sources=_absolute(sources or []), **overrides)
         with console.status("Reading the corpus..."):
             trainer = Trainer(config, folder)
     train_with_progress(trainer)
+
+
+def _absolute(sources: list[str]) -> tuple[str, ...]:
+    """So that a run can be resumed from another folder."""
+    return tuple(os.path.abspath(os.path.expanduser(source)) for source in sources)
 
 
 _OVERRIDES = {f.name for f in dataclasses.fields(TrainConfig)} - {"sources"}
@@ -164,7 +171,7 @@ def info() -> None:
 
 
 def _show_warning(message: Warning | str, *_: Any) -> None:
-    console.print(f"warning: {message}", markup=False)
+    errors.print(f"warning: {message}", markup=False)
 
 
 def main() -> None:
@@ -173,7 +180,7 @@ def main() -> None:
     try:
         app()
     except (ValueError, OSError, TrainingError, CheckpointError) as error:
-        console.print(f"sparsekern: {error}", style="red", markup=False, highlight=False)
+        errors.print(f"sparsekern: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         sys.exit(2)
 
 

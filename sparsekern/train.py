@@ -1,7 +1,8 @@
 """Training of a weight-sparse GPT: configuration, the loop, and the run folder it lives in.
 
 A run folder holds ``config.json``, ``metrics.jsonl`` (a line per step), ``loss.png``, ``last.safetensors`` (everything,
-to go on from), ``best.safetensors`` (the model alone, at its best held-out loss) and ``tokenizer.json``.
+to go on from), ``best.safetensors`` (the model alone, at its best held-out loss since the target density was reached) and
+``tokenizer.json``.
 """
 
 import json
@@ -135,16 +136,16 @@ PRESETS: dict[str, TrainConfig] = {
         d_model=64, n_layer=1, context=64, batch=8, steps=20, density=0.1, eval_every=10, eval_windows=8, save_every=10
     ),
     "demo": TrainConfig(
-        d_model=512,
-        n_layer=3,
+        d_model=768,
+        n_layer=2,
         bigram="counts",
         context=128,
         batch=8,
         steps=600,
-        lr=0.06,
+        lr=0.07,
         warmup=0.02,
         embedding_density=0.02,
-        anneal_end=0.4,
+        anneal_end=0.2,
         eval_every=50,
     ),
     "laptop": TrainConfig(d_model=512, n_layer=8, batch=32, steps=20_000, density=0.01, save_every=500),
@@ -202,8 +203,8 @@ class Trainer:
         if config.bigram == "counts":
             count_bigrams_(self.model, self.corpus.train)
         self.optimizer = SparseAdamW(param_groups(self.model), lr=config.lr, weight_decay=config.weight_decay)
-        self.names = {id(p): name for name, p in self.model.named_parameters()}
         self.step = 0  # steps done
+        self.saved = -1  # the step of the last checkpoint
         self.best = float("inf")
         self.stop_requested = False
         folder.mkdir(parents=True, exist_ok=True)
@@ -242,7 +243,8 @@ class Trainer:
                 if self.step % self.config.save_every == 0:
                     self.save()
                 yield result
-        self.save()
+        if self.saved != self.step:
+            self.save()
 
     def _train_step(self) -> Step:
         started = time.perf_counter()
@@ -265,7 +267,8 @@ class Trainer:
         held_out = None
         if self.step % config.eval_every == 0 or self.step == config.steps:
             held_out = self.evaluate()
-            if held_out < self.best:
+            at_target = density <= config.density or self.step == config.steps
+            if at_target and held_out < self.best:  # a denser model may well have been better
                 self.best = held_out
                 checkpoint.save_weights(self.folder / BEST, self.model, self._meta())
         return Step(
@@ -344,6 +347,7 @@ class Trainer:
         """Write the last checkpoint, and draw the loss curve."""
         checkpoint.save(self.folder / LAST, self.model, self.optimizer, self._meta())
         plot_losses(self.folder)
+        self.saved = self.step
 
     def _restore(self) -> None:
         meta = checkpoint.load(self.folder / LAST, self.model, self.optimizer)
@@ -437,12 +441,12 @@ def plot_losses(folder: Path) -> None:
 
 
 def load_model(folder: Path) -> GPT:
-    """The best model of a run, with its sparse weights as their nonzeros.
+    """The best model of a run, with its sparse weights as their nonzeros; before there is one, the last.
 
     Raises:
         CheckpointError: the folder has no readable checkpoint.
     """
-    path = folder / BEST
+    path = folder / BEST if (folder / BEST).exists() else folder / LAST
     meta = checkpoint.read_meta(path)
     model = GPT(GPTConfig(**meta["model"]))
     checkpoint.load(path, model)

@@ -53,6 +53,9 @@ class GPTConfig:
             raise ValueError(f"d_model must be a multiple of d_head, got {self.d_model} and {self.d_head}")
         if self.afrac is not None and not 0 < self.afrac <= 1:
             raise ValueError(f"afrac must be in (0, 1], got {self.afrac}")
+        narrowest = min(self.d_model, self.heads * self.d_head, self.mlp_width)
+        if self.afrac is not None and self.afrac * narrowest < 1:
+            raise ValueError(f"afrac must keep at least one of {narrowest} channels, got {self.afrac}")
         unknown = set(self.locations) - set(SUBLAYER_LOCATIONS.split(","))
         if unknown:
             raise ValueError(f"afrac_loctypes must be among {SUBLAYER_LOCATIONS}, got {', '.join(sorted(unknown))}")

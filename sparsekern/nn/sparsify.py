@@ -18,8 +18,9 @@ def sparsify_(
 ) -> nn.Module:
     """Replace every ``nn.Linear`` and ``nn.Embedding`` by a sparse layer that keeps its largest magnitudes, in place.
 
-    Layers used in several places and weights shared between layers stay shared. Subclasses of ``nn.Linear`` are left
-    alone: they may do something else with their weight.
+    Layers used in several places and weights shared between layers stay shared. Subclasses are left alone, as they may do
+    something else with their weight, and so are embeddings with ``padding_idx``, ``max_norm``, ``scale_grad_by_freq``
+    or ``sparse``.
 
     Args:
         model: any module; if it is itself a layer to replace, use the return value.
@@ -52,8 +53,12 @@ def sparsify_(
 
 def _dense_layers(model: nn.Module) -> Iterator[tuple[str, nn.Linear | nn.Embedding]]:
     for name, module in model.named_modules(remove_duplicate=False):
-        if type(module) in (nn.Linear, nn.Embedding):
-            yield name, module  # type: ignore[misc]
+        if type(module) is nn.Linear or (type(module) is nn.Embedding and _is_plain(module)):
+            yield name, module
+
+
+def _is_plain(table: nn.Embedding) -> bool:
+    return table.padding_idx is None and table.max_norm is None and not (table.scale_grad_by_freq or table.sparse)
 
 
 def _matches(name: str, patterns: list[str]) -> bool:

@@ -28,8 +28,8 @@ class Anneal:
     def __post_init__(self) -> None:
         if self.shape not in ("linear", "geometric", "fast"):
             raise ValueError(f"anneal shape must be linear, geometric or fast, got {self.shape!r}")
-        if not 0 <= self.start < self.end <= 1:
-            raise ValueError(f"anneal needs 0 <= start < end <= 1, got start={self.start}, end={self.end}")
+        if not 0 <= self.start < self.end < 1:
+            raise ValueError(f"anneal needs 0 <= start < end < 1, got start={self.start}, end={self.end}")
 
     def density(self, step: int, steps: int, target: float) -> float:
         """The density at ``step`` of ``steps``."""

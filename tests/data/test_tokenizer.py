@@ -8,8 +8,7 @@ from tokenizers import Tokenizer
 from sparsekern.data import END_OF_TEXT, load_tokenizer, train_tokenizer
 
 DOCUMENTS = [
-    f"def function_{i}(self, argument):\n    return self.value + {i} // {i * 7919}  # don't\n"
-    for i in range(200)
+    f"def function_{i}(self, argument):\n    return self.value + {i} // {i * 7919}  # don't\n" for i in range(200)
 ]
 VOCAB = 400
 TOKENIZER = train_tokenizer(DOCUMENTS, VOCAB)
@@ -68,9 +67,7 @@ def test_survives_a_file(tmp_path: Path) -> None:
 
 
 def test_corpus_too_small() -> None:
-    with pytest.raises(
-        ValueError, match=r"corpus is too small for vocab_size=2048, it gives only \d+ entries"
-    ):
+    with pytest.raises(ValueError, match=r"corpus is too small for vocab_size=2048, it gives only \d+ entries"):
         train_tokenizer(["x = 1\n"], 2048)
 
 

@@ -76,9 +76,7 @@ class TestLoadCorpus:
         load()
         assert sorted(seen) == sorted(split_documents(read_documents(sorted(sources[0].iterdir())))[0])
 
-    def test_second_call_does_not_tokenise(
-        self, load: Callable[[], Corpus], monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_second_call_does_not_tokenise(self, load: Callable[[], Corpus], monkeypatch: pytest.MonkeyPatch) -> None:
         first = load()
         monkeypatch.setattr(tokens, "train_tokenizer", forbid)
         monkeypatch.setattr(tokens, "_encode", forbid)
@@ -141,9 +139,7 @@ class TestLoadCorpus:
         assert list((tmp_path / "cache").iterdir()) == [corpus.folder]
         assert corpus.documents == 120
 
-    def test_default_cache_folder(
-        self, sources: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_default_cache_folder(self, sources: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
         assert load_corpus(sources, vocab_size=VOCAB).folder.parent == tmp_path / "xdg" / "sparsekern"
         monkeypatch.delenv("XDG_CACHE_HOME")

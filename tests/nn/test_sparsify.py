@@ -166,3 +166,9 @@ def test_frozen_layers_stay_frozen() -> None:
 def test_dtype_is_kept() -> None:
     model = sparsify_(three_layers().double(), density=0.5)
     assert model(torch.ones(2, 6, dtype=torch.float64)).dtype == torch.float64
+
+
+def test_embeddings_with_options_are_left_alone() -> None:
+    model = nn.ModuleList([nn.Embedding(8, 4, padding_idx=0), nn.Embedding(8, 4, max_norm=1.0), nn.Embedding(8, 4)])
+    sparsify_(model, density=0.5)
+    assert [type(layer) for layer in model] == [nn.Embedding, nn.Embedding, SparseEmbedding]

@@ -87,10 +87,10 @@ def test_learning_rate_peaks_where_the_anneal_ends(target: float) -> None:
     ("arguments", "message"),
     [
         ({"shape": "cubic"}, "anneal shape must be linear, geometric or fast, got 'cubic'"),
-        ({"start": 0.5, "end": 0.5}, "0 <= start < end <= 1, got start=0.5, end=0.5"),
-        ({"start": -0.1}, "0 <= start < end <= 1, got start=-0.1"),
-        ({"end": 1.1}, "0 <= start < end <= 1, got start=0.01, end=1.1"),
-        ({"start": float("nan")}, "0 <= start < end <= 1"),
+        ({"start": 0.5, "end": 0.5}, "0 <= start < end < 1, got start=0.5, end=0.5"),
+        ({"start": -0.1}, "0 <= start < end < 1, got start=-0.1"),
+        ({"end": 1.1}, "0 <= start < end < 1, got start=0.01, end=1.1"),
+        ({"start": float("nan")}, "0 <= start < end < 1"),
     ],
 )
 def test_bad_anneals_are_refused(arguments: dict[str, object], message: str) -> None:
