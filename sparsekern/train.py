@@ -1,8 +1,8 @@
 """Training of a weight-sparse GPT: configuration, the loop, and the run folder it lives in.
 
 A run folder holds ``config.json``, ``metrics.jsonl`` (a line per step), ``loss.png``, ``last.safetensors`` (everything,
-to go on from), ``best.safetensors`` (the model alone, at its best held-out loss since the target density was reached) and
-``tokenizer.json``.
+to go on from), ``best.safetensors`` (the model alone, at its best held-out loss since the target density was reached)
+and ``tokenizer.json``.
 """
 
 import json

@@ -345,7 +345,7 @@ def test_sample_refuses(finished: Path, sparsekern_: Callable[..., Result], argu
 
 
 def test_sample_without_a_run(tmp_path: Path, sparsekern_: Callable[..., Result]) -> None:
-    refused(sparsekern_("sample", "x", f"--run={tmp_path}"), f"could not read {tmp_path}/best.safetensors: ")
+    refused(sparsekern_("sample", "x", f"--run={tmp_path}"), f"could not read {tmp_path}/last.safetensors: ")
 
 
 # ---- info

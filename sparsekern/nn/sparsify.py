@@ -18,9 +18,9 @@ def sparsify_(
 ) -> nn.Module:
     """Replace every ``nn.Linear`` and ``nn.Embedding`` by a sparse layer that keeps its largest magnitudes, in place.
 
-    Layers used in several places and weights shared between layers stay shared. Subclasses are left alone, as they may do
-    something else with their weight, and so are embeddings with ``padding_idx``, ``max_norm``, ``scale_grad_by_freq``
-    or ``sparse``.
+    Layers used in several places and weights shared between layers stay shared. Subclasses are left alone, as they may
+    do something else with their weight, and so are embeddings with ``padding_idx``, ``max_norm``,
+    ``scale_grad_by_freq`` or ``sparse``.
 
     Args:
         model: any module; if it is itself a layer to replace, use the return value.
