@@ -1,5 +1,6 @@
 """Thin driver: everything native is decided in CMakeLists.txt; this runs cmake and says where the results go."""
 
+import importlib.util
 import os
 import shlex
 import shutil
@@ -19,6 +20,16 @@ def find(program: str) -> str:
     return shutil.which(program, path=PATH) or sys.exit(f"sparsekern: {program} not found: pip install {program}")
 
 
+def torch_folder() -> str:
+    """The torch package to build against; pip's isolated build hides it from import, but not from the path."""
+    spec = importlib.util.find_spec("torch")
+    folders = [os.environ.get("SPARSEKERN_TORCH_DIR"), spec and spec.origin and os.path.dirname(spec.origin)]
+    for folder in [*folders, os.path.join(sysconfig.get_path("platlib"), "torch")]:
+        if folder and os.path.exists(os.path.join(folder, "include", "torch", "csrc", "stable", "library.h")):
+            return folder
+    return sys.exit("sparsekern: install torch 2.11 or later first: pip install torch")
+
+
 class CMakeBuild(build_ext):
     """One cmake run builds every native file and installs them into the package folder."""
 
@@ -31,7 +42,7 @@ class CMakeBuild(build_ext):
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-DSPARSEKERN_VERSION={self.distribution.get_version()}",
             f"-DSPARSEKERN_OUT_DIR={out / 'sparsekern'}",
-            f"-DSPARSEKERN_TORCH_DIR={os.environ.get('SPARSEKERN_TORCH_DIR', '')}",
+            f"-DSPARSEKERN_TORCH_DIR={torch_folder()}",
             f"-DCMAKE_BUILD_TYPE={'Debug' if self.debug else 'Release'}",
             *shlex.split(os.environ.get("CMAKE_ARGS", "")),
         ]

@@ -101,7 +101,7 @@ def main() -> None:
     table.add_row("corpus and training took", f"{trained:.0f} s")
     console.print(table)
     console.print("A function the model wrote:", style="bold")
-    console.print(complete(FOLDER, "def ", 100, temperature=0.6, seed=1), markup=False, highlight=False)
+    console.print(complete(FOLDER, "def read_file(path):", 80, temperature=0.5, seed=2), markup=False, highlight=False)
     if loss > min(bigram, zeroed) - MARGIN:
         sys.exit(f"the model is not {MARGIN} nats per token better than the bigram")
 

@@ -136,17 +136,16 @@ PRESETS: dict[str, TrainConfig] = {
         d_model=64, n_layer=1, context=64, batch=8, steps=20, density=0.1, eval_every=10, eval_windows=8, save_every=10
     ),
     "demo": TrainConfig(
-        d_model=768,
+        d_model=640,
         n_layer=2,
         bigram="counts",
-        context=128,
-        batch=8,
-        steps=600,
-        lr=0.07,
+        context=64,
+        batch=16,
+        steps=800,
+        lr=0.06,
         warmup=0.02,
         embedding_density=0.02,
-        anneal_end=0.2,
-        eval_every=50,
+        anneal_end=0.4,
     ),
     "laptop": TrainConfig(d_model=512, n_layer=8, batch=32, steps=20_000, density=0.01, save_every=500),
     "paper": TrainConfig(
