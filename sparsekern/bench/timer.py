@@ -27,8 +27,8 @@ class Timing:
 def take_turns(contenders: dict[str, Callable[[], object]], rounds: int) -> dict[str, Timing]:
     """Time each contender once per round.
 
-    In its turn a contender runs twice and the second run is timed, so that each finds the caches as it left them itself,
-    and not as the one before it did.
+    In its turn a contender runs twice and the second run is timed, so that each finds the caches as it left them
+    itself, and not as the one before it did.
     """
     times: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(rounds):
