@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-# Density from which torch's dense float32 matmul is the faster one on a CPU (benchmarks/linear_break_even.py).
+# Density from which torch's dense float32 matmul is the faster one on a CPU (benchmarks/linear.py).
 CPU_BREAK_EVEN = 0.3
 
 
