@@ -96,7 +96,7 @@ class CSR:
             )
         crow, col = crow_indices.detach().contiguous(), col_indices.detach().contiguous()
         try:  # before the indices are narrowed, which could bring a wrong one into range
-            csr_validate(crow, col, shape[1])
+            csr_validate(crow.cpu(), col.cpu(), shape[1])
         except RuntimeError as error:
             raise ValueError(str(error)) from None
         dtype = torch.int32 if max(*shape, values.numel()) < 2**31 else torch.int64

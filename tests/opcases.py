@@ -178,6 +178,7 @@ def raw_linear(draw: Draw, with_bias: bool) -> Iterable[RawCall]:
         yield raw.csr_linear.default, (x, values, *w.pattern.tensors, bias, False)
     else:
         yield raw.csr_linear.default, (g, values, *w.pattern.tensors, None, True)
+        yield raw.csr_linear_backward.default, (g, x, values, *w.pattern.tensors)
 
 
 def raw_linear_dense_grad(draw: Draw, with_bias: bool) -> Iterable[RawCall]:

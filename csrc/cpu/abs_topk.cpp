@@ -124,11 +124,12 @@ int64_t abs_topk_workspace(const AbsTopkArgs& a) {
   return bytes;
 }
 
-void abs_topk(const AbsTopkArgs& a) {
+Status abs_topk(const AbsTopkArgs& a) {
   with_dtype(a.dtype, [&](auto tag) { run<typename decltype(tag)::type>(a); });
+  return kOk;
 }
 
-void abs_topk_backward(const AbsTopkBackwardArgs& a) {
+Status abs_topk_backward(const AbsTopkBackwardArgs& a) {
   const int64_t kept_bytes = (a.width + 7) / 8;
   with_dtype(a.dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;
@@ -138,6 +139,7 @@ void abs_topk_backward(const AbsTopkBackwardArgs& a) {
                  static_cast<T*>(a.out) + r * a.width);
     });
   });
+  return kOk;
 }
 
 }  // namespace SK_ISA

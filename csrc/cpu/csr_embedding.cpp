@@ -52,22 +52,24 @@ void backward(const CsrEmbeddingBackwardArgs& a) {
 
 }  // namespace
 
-void csr_embedding(const CsrEmbeddingArgs& a) {
+Status csr_embedding(const CsrEmbeddingArgs& a) {
   with_dtype(a.dtype, [&](auto tag) {
     with_index(a.table.index,
                [&](auto index) { forward<typename decltype(tag)::type, typename decltype(index)::type>(a); });
   });
+  return kOk;
 }
 
 int64_t csr_embedding_backward_workspace(const CsrEmbeddingBackwardArgs& a) {
   return int64_t(sizeof(int64_t)) * (a.table.rows + 1 + a.tokens);
 }
 
-void csr_embedding_backward(const CsrEmbeddingBackwardArgs& a) {
+Status csr_embedding_backward(const CsrEmbeddingBackwardArgs& a) {
   with_dtype(a.dtype, [&](auto tag) {
     with_index(a.table.index,
                [&](auto index) { backward<typename decltype(tag)::type, typename decltype(index)::type>(a); });
   });
+  return kOk;
 }
 
 }  // namespace SK_ISA

@@ -131,10 +131,11 @@ int64_t csr_linear_workspace(const CsrLinearArgs& a) {
   return bytes;
 }
 
-void csr_linear(const CsrLinearArgs& a) {
+Status csr_linear(const CsrLinearArgs& a) {
   with_dtype(a.dtype, [&](auto tag) {
     with_index(a.w.index, [&](auto index) { run<typename decltype(tag)::type, typename decltype(index)::type>(a); });
   });
+  return kOk;
 }
 
 }  // namespace SK_ISA

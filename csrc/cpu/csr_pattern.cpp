@@ -68,15 +68,19 @@ PatternFault csr_validate(const CsrPattern& w, int64_t* at) {
   return fault;
 }
 
-void csr_transpose(const CsrTransposeArgs& a) {
+int64_t csr_transpose_workspace(const CsrTransposeArgs&) { return 0; }
+
+Status csr_transpose(const CsrTransposeArgs& a) {
   with_index(a.w.index, [&](auto index) { transpose<typename decltype(index)::type>(a); });
+  return kOk;
 }
 
-void csr_dense(const CsrDenseArgs& a) {
+Status csr_dense(const CsrDenseArgs& a) {
   with_dtype(a.dtype, [&](auto tag) {
     with_index(a.w.index,
                [&](auto index) { move_values<typename decltype(tag)::type, typename decltype(index)::type>(a); });
   });
+  return kOk;
 }
 
 }  // namespace SK_ISA

@@ -138,10 +138,11 @@ int64_t csr_sddmm_workspace(const CsrSddmmArgs& a) {
   return bytes;
 }
 
-void csr_sddmm(const CsrSddmmArgs& a) {
+Status csr_sddmm(const CsrSddmmArgs& a) {
   with_dtype(a.dtype, [&](auto tag) {
     with_index(a.w.index, [&](auto index) { run<typename decltype(tag)::type, typename decltype(index)::type>(a); });
   });
+  return kOk;
 }
 
 }  // namespace SK_ISA

@@ -325,21 +325,21 @@ int64_t first_nan(const TopkProjectArgs& a) {
 }
 
 template <class T, class I>
-SelectStatus run(TopkProjectArgs& a) {
+void run(const TopkProjectArgs& a) {
   const Workspace w = carve<T>(a);
   const int64_t reserved = a.floor * (a.axis == 0 ? a.rows : a.cols);
   if (reserved > 0) reserve_floor<T>(a, w);
   Cut<T> cut;
   if (!find_cut<T>(a, w, a.k - reserved, a.rows * a.cols - reserved, &cut)) {
-    a.nan_at = first_nan<T>(a);
-    return kSelectNan;
+    *a.nan_at = first_nan<T>(a);
+    return;
   }
+  *a.nan_at = kNoNan;
   place_rows(a, w, cut);
   for_each_range(a.parallel, a.rows, kRowsPerItem, [&](int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; ++r) write_row<T, I>(a, w, r, cut.key);
   });
   static_cast<I*>(a.crow)[a.rows] = I(a.k);
-  return kSelectOk;
 }
 
 }  // namespace
@@ -350,13 +350,11 @@ int64_t topk_project_workspace(const TopkProjectArgs& a) {
   return bytes;
 }
 
-SelectStatus topk_project(TopkProjectArgs& a) {
-  SelectStatus status = kSelectOk;
+Status topk_project(const TopkProjectArgs& a) {
   with_dtype(a.dtype, [&](auto tag) {
-    with_index(a.index,
-               [&](auto index) { status = run<typename decltype(tag)::type, typename decltype(index)::type>(a); });
+    with_index(a.index, [&](auto index) { run<typename decltype(tag)::type, typename decltype(index)::type>(a); });
   });
-  return status;
+  return kOk;
 }
 
 }  // namespace SK_ISA

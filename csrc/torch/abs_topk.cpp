@@ -8,7 +8,7 @@
 namespace sk {
 namespace {
 
-std::tuple<Tensor, Tensor> abs_topk_cpu(const Tensor& x_in, int64_t k) {
+std::tuple<Tensor, Tensor> abs_topk(const Tensor& x_in, int64_t k) {
   constexpr const char* op = "abs_topk";
   SK_CHECK(x_in.dim() >= 1, op, ": x must have at least one dimension");
   const Tensor x = torch::stable::contiguous(x_in);
@@ -19,22 +19,24 @@ std::tuple<Tensor, Tensor> abs_topk_cpu(const Tensor& x_in, int64_t k) {
   a.k = k;
   SK_CHECK(k >= 0 && k <= a.width, op, ": k must be between 0 and the last dimension of x, ", a.width, ", got ", k);
 
+  const Device device(x);
   Tensor y = torch::stable::new_empty(x, with_last(x, a.width));
   Tensor kept = torch::stable::new_empty(x, with_last(x, (a.width + 7) / 8), ScalarType::Byte);
   a.x = x.const_data_ptr();
   a.y = y.mutable_data_ptr();
   a.kept = static_cast<uint8_t*>(kept.mutable_data_ptr());
-  a.parallel = cpu_parallel();
-  Workspace workspace(x, SK_CPU_PICK(abs_topk_workspace)(a));
+  a.parallel = device.parallel();
+  Workspace workspace(x, SK_PICK(abs_topk_workspace)(a));
   a.workspace = workspace.data();
-  SK_CPU_PICK(abs_topk)(a);
+  check_status(op, SK_PICK(abs_topk)(a));
   return {y, kept};
 }
 
-Tensor abs_topk_backward_cpu(const Tensor& grad_in, const Tensor& kept_in) {
+Tensor abs_topk_backward(const Tensor& grad_in, const Tensor& kept_in) {
   constexpr const char* op = "abs_topk_backward";
   SK_CHECK(grad_in.dim() >= 1, op, ": grad must have at least one dimension");
   const Tensor grad = torch::stable::contiguous(grad_in), kept = torch::stable::contiguous(kept_in);
+  check_device(op, {{"grad", &grad}, {"kept", &kept}});
   AbsTopkBackwardArgs a{};
   a.dtype = dtype_of(op, "grad", grad);
   a.rows = leading(grad);
@@ -42,19 +44,20 @@ Tensor abs_topk_backward_cpu(const Tensor& grad_in, const Tensor& kept_in) {
   SK_CHECK(kept.scalar_type() == ScalarType::Byte && kept.numel() == a.rows * ((a.width + 7) / 8), op,
            ": kept must hold one bit per element of grad, got shape ", shape_of(kept));
 
+  const Device device(grad);
   Tensor out = torch::stable::new_empty(grad, with_last(grad, a.width));
   a.grad = grad.const_data_ptr();
   a.kept = static_cast<const uint8_t*>(kept.const_data_ptr());
   a.out = out.mutable_data_ptr();
-  a.parallel = cpu_parallel();
-  SK_CPU_PICK(abs_topk_backward)(a);
+  a.parallel = device.parallel();
+  check_status(op, SK_PICK(abs_topk_backward)(a));
   return out;
 }
 
 }  // namespace
 }  // namespace sk
 
-STABLE_TORCH_LIBRARY_IMPL(sparsekern, CPU, m) {
-  m.impl("abs_topk", TORCH_BOX(&sk::abs_topk_cpu));
-  m.impl("abs_topk_backward", TORCH_BOX(&sk::abs_topk_backward_cpu));
+SK_LIBRARY_IMPL(m) {
+  m.impl("abs_topk", TORCH_BOX(&sk::abs_topk));
+  m.impl("abs_topk_backward", TORCH_BOX(&sk::abs_topk_backward));
 }

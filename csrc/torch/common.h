@@ -1,17 +1,15 @@
 // What every binding needs: checks that name the argument, plain descriptions of tensors, workspaces, threads.
 #pragma once
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 
+#include <initializer_list>
 #include <sstream>
 #include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
-#include "sparsekern/parallel.h"
-#include "sparsekern/types.h"
+#include "backend.h"
 
 namespace sk {
 
@@ -37,11 +35,41 @@ inline std::string shape_of(const Tensor& t) {
   return out.str();
 }
 
+inline void check_status(const char* op, Status status) { SK_CHECK(status == kOk, op, ": ", status_text(status)); }
+
+// Every tensor is on the device of the first.
+inline void check_device(const char* op, std::initializer_list<std::pair<const char*, const Tensor*>> tensors) {
+  const auto& [first_name, first] = *tensors.begin();
+  for (const auto& [name, t] : tensors)
+    SK_CHECK(t->is_cpu() == first->is_cpu() && t->get_device_index() == first->get_device_index(), op, ": ", name,
+             " must be on the device of ", first_name);
+}
+
+// The dtype of activations.
 inline DType dtype_of(const char* op, const char* name, const Tensor& t) {
   const ScalarType type = t.scalar_type();
-  SK_CHECK(type == ScalarType::Float || type == ScalarType::Double, op, ": ", name,
-           " must be float32 or float64 on the CPU, got scalar type ", torch::headeronly::toString(type));
-  return type == ScalarType::Double ? DType::f64 : DType::f32;
+  if (type == ScalarType::Float) return DType::f32;
+  if (type == ScalarType::Double) return DType::f64;
+#ifdef SK_CUDA
+  if (type == ScalarType::BFloat16) return DType::bf16;
+  if (type == ScalarType::Half) return DType::f16;
+  constexpr const char* expected = "float32, bfloat16, float16 or float64";
+#else
+  constexpr const char* expected = "float32 or float64 on the CPU";
+#endif
+  SK_CHECK(false, op, ": ", name, " must be ", expected, ", got scalar type ", torch::headeronly::toString(type));
+  return DType::f32;  // not reached
+}
+
+// The dtype of values, biases and their gradients beside activations of `dtype`.
+inline ScalarType value_type(DType dtype) { return dtype == DType::f64 ? ScalarType::Double : ScalarType::Float; }
+
+// The dtype of a weight, values or their gradients.
+inline DType value_dtype_of(const char* op, const char* name, const Tensor& t) {
+  const DType dtype = dtype_of(op, name, t);
+  SK_CHECK(dtype == DType::f32 || dtype == DType::f64, op, ": ", name, " must be float32 or float64, got scalar type ",
+           torch::headeronly::toString(t.scalar_type()));
+  return dtype;
 }
 
 inline IndexType index_of(const char* op, const char* name, const Tensor& t) {
@@ -81,12 +109,6 @@ inline std::vector<int64_t> with_last(const Tensor& t, int64_t last) {
   for (int64_t d = 0; d + 1 < t.dim(); ++d) sizes.push_back(t.size(d));
   sizes.push_back(last);
   return sizes;
-}
-
-inline Parallel cpu_parallel() {
-  return {int32_t(torch::stable::get_num_threads()), nullptr, [](void*, int64_t n, ParallelBody body, void* arg) {
-            torch::stable::parallel_for(0, n, 1, [&](int64_t begin, int64_t end) { body(arg, begin, end); });
-          }};
 }
 
 // Uninitialised bytes from torch's allocator, next to `like`, aligned to 64 bytes.

@@ -14,11 +14,13 @@ bool same_leading(const Tensor& a, const Tensor& b) {
 }
 
 // The whole pattern comes along for the gradient; row and perm are not needed here.
-Tensor csr_sddmm_cpu(const Tensor& a_in, const Tensor& b_in, const Tensor& crow, const Tensor& col, const Tensor& ccol,
-                     const Tensor& /*row*/, const Tensor& /*perm*/) {
+Tensor csr_sddmm(const Tensor& a_in, const Tensor& b_in, const Tensor& crow, const Tensor& col, const Tensor& ccol,
+                 const Tensor& /*row*/, const Tensor& /*perm*/) {
   constexpr const char* op = "csr_sddmm";
   SK_CHECK(a_in.dim() >= 1 && b_in.dim() >= 1, op, ": a and b must have at least one dimension");
   const Tensor a = torch::stable::contiguous(a_in), b = torch::stable::contiguous(b_in);
+  check_device(op,
+               {{"a", &a_in}, {"b", &b_in}, {"crow_indices", &crow}, {"col_indices", &col}, {"ccol_indices", &ccol}});
   CsrSddmmArgs args{};
   args.dtype = dtype_of(op, "a", a);
   args.w = pattern_of(op, crow, col, ccol.numel() - 1);
@@ -32,18 +34,19 @@ Tensor csr_sddmm_cpu(const Tensor& a_in, const Tensor& b_in, const Tensor& crow,
   SK_CHECK(same_leading(a, b), op, ": a and b must have the same leading dimensions, got shapes ", shape_of(a), " and ",
            shape_of(b));
 
-  Tensor out = torch::stable::new_empty(a, {args.w.nnz});
+  const Device device(a);
+  Tensor out = torch::stable::new_empty(a, {args.w.nnz}, value_type(args.dtype));
   args.a = a.const_data_ptr();
   args.b = b.const_data_ptr();
   args.out = out.mutable_data_ptr();
-  args.parallel = cpu_parallel();
-  Workspace workspace(a, SK_CPU_PICK(csr_sddmm_workspace)(args));
+  args.parallel = device.parallel();
+  Workspace workspace(a, SK_PICK(csr_sddmm_workspace)(args));
   args.workspace = workspace.data();
-  SK_CPU_PICK(csr_sddmm)(args);
+  check_status(op, SK_PICK(csr_sddmm)(args));
   return out;
 }
 
 }  // namespace
 }  // namespace sk
 
-STABLE_TORCH_LIBRARY_IMPL(sparsekern, CPU, m) { m.impl("csr_sddmm", TORCH_BOX(&sk::csr_sddmm_cpu)); }
+SK_LIBRARY_IMPL(m) { m.impl("csr_sddmm", TORCH_BOX(&sk::csr_sddmm)); }

@@ -9,12 +9,12 @@
 namespace sk {
 namespace {
 
-std::tuple<Tensor, Tensor> select(const char* op, const Tensor& weight, int64_t k, int64_t floor, int64_t axis,
-                                  bool zero_rest) {
+std::tuple<Tensor, Tensor, Tensor> select(const char* op, const Tensor& weight, int64_t k, int64_t floor, int64_t axis,
+                                          bool zero_rest) {
   SK_CHECK(weight.dim() == 2 && weight.is_contiguous(), op, ": weight must be a contiguous matrix, got shape ",
            shape_of(weight));
   TopkProjectArgs a{};
-  a.dtype = dtype_of(op, "weight", weight);
+  a.dtype = value_dtype_of(op, "weight", weight);
   a.rows = weight.size(0);
   a.cols = weight.size(1);
   a.k = k;
@@ -29,33 +29,38 @@ std::tuple<Tensor, Tensor> select(const char* op, const Tensor& weight, int64_t 
   a.index = k > std::numeric_limits<int32_t>::max() ? IndexType::i64 : IndexType::i32;
 
   const ScalarType index = a.index == IndexType::i64 ? ScalarType::Long : ScalarType::Int;
+  const Device device(weight);
   Tensor crow = torch::stable::new_empty(weight, {a.rows + 1}, index);
   Tensor col = torch::stable::new_empty(weight, {k}, index);
+  Tensor nan_at = torch::stable::new_empty(weight, {}, ScalarType::Long);
   // Read only unless zero_rest, whose op declares the mutation.
   a.weight = const_cast<void*>(weight.const_data_ptr());
   a.crow = crow.mutable_data_ptr();
   a.col = col.mutable_data_ptr();
-  a.parallel = cpu_parallel();
-  Workspace workspace(weight, SK_CPU_PICK(topk_project_workspace)(a));
+  a.nan_at = static_cast<int64_t*>(nan_at.mutable_data_ptr());
+  a.parallel = device.parallel();
+  Workspace workspace(weight, SK_PICK(topk_project_workspace)(a));
   a.workspace = workspace.data();
-  const SelectStatus status = SK_CPU_PICK(topk_project)(a);
-  SK_CHECK(status == kSelectOk, op, ": weight must not contain NaN, found one at [", a.nan_at / a.cols, ", ",
-           a.nan_at % a.cols, "]");
-  return {crow, col};
+  check_status(op, SK_PICK(topk_project)(a));
+#ifndef SK_CUDA  // reading it would wait for the GPU
+  SK_CHECK(*a.nan_at == kNoNan, op, ": weight must not contain NaN, found one at [", *a.nan_at / a.cols, ", ",
+           *a.nan_at % a.cols, "]");
+#endif
+  return {crow, col, nan_at};
 }
 
-std::tuple<Tensor, Tensor> topk_project_cpu(Tensor weight, int64_t k, int64_t floor, int64_t axis) {
+std::tuple<Tensor, Tensor, Tensor> topk_project(Tensor weight, int64_t k, int64_t floor, int64_t axis) {
   return select("topk_project_", weight, k, floor, axis, true);
 }
 
-std::tuple<Tensor, Tensor> topk_select_cpu(const Tensor& weight, int64_t k, int64_t floor, int64_t axis) {
+std::tuple<Tensor, Tensor, Tensor> topk_select(const Tensor& weight, int64_t k, int64_t floor, int64_t axis) {
   return select("topk_select", torch::stable::contiguous(weight), k, floor, axis, false);
 }
 
 }  // namespace
 }  // namespace sk
 
-STABLE_TORCH_LIBRARY_IMPL(sparsekern, CPU, m) {
-  m.impl("topk_project_", TORCH_BOX(&sk::topk_project_cpu));
-  m.impl("topk_select", TORCH_BOX(&sk::topk_select_cpu));
+SK_LIBRARY_IMPL(m) {
+  m.impl("topk_project_", TORCH_BOX(&sk::topk_project));
+  m.impl("topk_select", TORCH_BOX(&sk::topk_select));
 }

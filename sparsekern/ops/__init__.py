@@ -11,11 +11,13 @@ from .csr_embedding import csr_embedding
 from .csr_linear import csr_linear
 from .csr_linear_dense_grad import csr_linear_dense_grad
 from .csr_sddmm import csr_sddmm
+from .status import check_status
 from .topk_project import topk_project_
 
 __all__ = [
     "KernelChoice",
     "abs_topk",
+    "check_status",
     "choose_linear",
     "csr_embedding",
     "csr_linear",

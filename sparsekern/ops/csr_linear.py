@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from ._define import define
@@ -9,6 +10,12 @@ from .reference import as_matrix
 
 if TYPE_CHECKING:
     from ..formats import CSR
+
+
+def value_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of values, biases and their gradients beside activations of ``dtype``."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
 
 _PATTERN = "Tensor crow, Tensor col, Tensor ccol, Tensor row, Tensor perm"
 
@@ -36,13 +43,16 @@ def _linear_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _linear_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     x, values, *pattern = ctx.saved_tensors
+    needs_dx, needs_dvalues, *_, needs_dbias, _ = ctx.needs_input_grad
     dx = dvalues = dbias = None
-    if ctx.needs_input_grad[0]:
+    if needs_dx and needs_dvalues and not ctx.transposed:
+        dx, dvalues = _linear_backward_raw(grad, x, values, *pattern)
+    elif needs_dx:
         dx = csr_linear_raw(grad, values, *pattern, None, not ctx.transposed)
-    if ctx.needs_input_grad[1]:
+    if needs_dvalues and dvalues is None:
         dvalues = csr_sddmm_raw(*((x, grad) if ctx.transposed else (grad, x)), *pattern)
-    if ctx.has_bias and ctx.needs_input_grad[7]:
-        dbias = as_matrix(grad).sum(0)
+    if ctx.has_bias and needs_dbias:
+        dbias = as_matrix(grad).sum(0, dtype=values.dtype)
     return dx, dvalues, None, None, None, None, None, dbias, None
 
 
@@ -55,7 +65,7 @@ csr_linear_raw = define(
 
 
 def _sddmm_fake(a: Tensor, b: Tensor, crow: Tensor, col: Tensor, ccol: Tensor, row: Tensor, perm: Tensor) -> Tensor:
-    return a.new_empty(col.shape[0])
+    return a.new_empty(col.shape[0], dtype=value_dtype(a.dtype))
 
 
 def _sddmm_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -75,6 +85,35 @@ csr_sddmm_raw = define(
     fake=_sddmm_fake,
     setup_context=_sddmm_setup,
     backward=_sddmm_backward,
+)
+
+
+def _both_fake(grad: Tensor, x: Tensor, values: Tensor, *pattern: Tensor) -> tuple[Tensor, Tensor]:
+    return x.new_empty(x.shape), values.new_empty(values.shape)
+
+
+def _both_composite(grad: Tensor, x: Tensor, values: Tensor, *pattern: Tensor) -> tuple[Tensor, Tensor]:
+    return csr_linear_raw(grad, values, *pattern, None, True), csr_sddmm_raw(grad, x, *pattern)
+
+
+def _both_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _both_backward(ctx: Any, ddx: Tensor, ddvalues: Tensor) -> tuple[Tensor | None, ...]:
+    grad, x, values, *pattern = ctx.saved_tensors
+    ddx, ddvalues = ddx.contiguous(), ddvalues.contiguous()
+    dgrad = csr_linear_raw(ddx, values, *pattern, None, False) + csr_linear_raw(x, ddvalues, *pattern, None, False)
+    dx = csr_linear_raw(grad, ddvalues, *pattern, None, True)
+    return dgrad, dx, csr_sddmm_raw(grad, ddx, *pattern), None, None, None, None, None
+
+
+_linear_backward_raw = define(
+    f"csr_linear_backward(Tensor grad, Tensor x, Tensor values, {_PATTERN}) -> (Tensor dx, Tensor dvalues)",
+    fake=_both_fake,
+    setup_context=_both_setup,
+    backward=_both_backward,
+    composite=_both_composite,  # a GPU has one kernel for both
 )
 
 

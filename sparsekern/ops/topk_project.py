@@ -4,23 +4,22 @@ import torch
 from torch import Tensor
 
 from ._define import define
+from .status import report_nan
 
 
 def _index_dtype(k: int) -> torch.dtype:
     return torch.int32 if k < 2**31 else torch.int64
 
 
-def _fake(weight: Tensor, k: int, floor: int, axis: int) -> tuple[Tensor, Tensor]:
+def _fake(weight: Tensor, k: int, floor: int, axis: int) -> tuple[Tensor, Tensor, Tensor]:
     dtype = _index_dtype(k)
-    return weight.new_empty(weight.shape[0] + 1, dtype=dtype), weight.new_empty(k, dtype=dtype)
+    crow = weight.new_empty(weight.shape[0] + 1, dtype=dtype)
+    return crow, weight.new_empty(k, dtype=dtype), weight.new_empty((), dtype=torch.int64)
 
 
-_project_raw = define(
-    "topk_project_(Tensor(a!) weight, SymInt k, SymInt floor, SymInt axis) -> (Tensor crow, Tensor col)", fake=_fake
-)
-_select_raw = define(
-    "topk_select(Tensor weight, SymInt k, SymInt floor, SymInt axis) -> (Tensor crow, Tensor col)", fake=_fake
-)
+_RULE_AND_RESULT = "SymInt k, SymInt floor, SymInt axis) -> (Tensor crow, Tensor col, Tensor nan_at)"
+_project_raw = define(f"topk_project_(Tensor(a!) weight, {_RULE_AND_RESULT}", fake=_fake)
+_select_raw = define(f"topk_select(Tensor weight, {_RULE_AND_RESULT}", fake=_fake)
 
 
 def _check(name: str, weight: Tensor, k: int, floor: int, axis: int | None) -> None:
@@ -41,18 +40,21 @@ def _check(name: str, weight: Tensor, k: int, floor: int, axis: int | None) -> N
 def topk_select(weight: Tensor, k: int, floor: int = 0, axis: int | None = None) -> tuple[Tensor, Tensor]:
     """The ``(crow_indices, col_indices)`` of what ``topk_project_`` would keep; ``weight`` is only read."""
     _check("topk_select", weight, k, floor, axis)
-    return _select_raw(weight.detach(), k, floor, axis or 0)
+    crow, col, nan_at = _select_raw(weight.detach(), k, floor, axis or 0)
+    report_nan("topk_select", nan_at)
+    return crow, col
 
 
 def topk_project_pattern_(weight: Tensor, k: int, floor: int = 0, axis: int | None = None) -> tuple[Tensor, Tensor]:
     """``topk_project_`` that returns the ``(crow_indices, col_indices)`` of the ``k`` kept positions."""
     _check("topk_project_", weight, k, floor, axis)
     data = weight.detach().contiguous()
-    pattern = _project_raw(data, k, floor, axis or 0)
+    crow, col, nan_at = _project_raw(data, k, floor, axis or 0)
+    report_nan("topk_project_", nan_at)
     if data.data_ptr() != weight.data_ptr():
         weight.detach().copy_(data)
     torch.autograd.graph.increment_version(weight)  # the kernel writes behind autograd's back
-    return pattern
+    return crow, col
 
 
 def topk_project_(weight: Tensor, k: int, floor: int = 0, axis: int | None = None) -> Tensor:
@@ -73,7 +75,8 @@ def topk_project_(weight: Tensor, k: int, floor: int = 0, axis: int | None = Non
 
     Raises:
         ValueError: ``k``, ``floor`` or ``axis`` does not fit the shape.
-        RuntimeError: ``weight`` holds NaN (it is then unchanged), or has another dtype.
+        RuntimeError: ``weight`` has another dtype, or holds NaN. On a CPU it is then unchanged; on a GPU NaN counts as
+            the largest magnitude and the error is raised by :func:`check_status`, so that nothing waits.
     """
     topk_project_pattern_(weight, k, floor, axis)
     return weight

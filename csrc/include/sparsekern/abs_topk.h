@@ -29,8 +29,8 @@ struct AbsTopkBackwardArgs {
   Parallel parallel;
 };
 
-SK_CPU_KERNEL(int64_t abs_topk_workspace(const AbsTopkArgs&))
-SK_CPU_KERNEL(void abs_topk(const AbsTopkArgs&))
-SK_CPU_KERNEL(void abs_topk_backward(const AbsTopkBackwardArgs&))
+SK_KERNEL(int64_t abs_topk_workspace(const AbsTopkArgs&))
+SK_KERNEL(Status abs_topk(const AbsTopkArgs&))
+SK_KERNEL(Status abs_topk_backward(const AbsTopkBackwardArgs&))
 
 }  // namespace sk

@@ -29,8 +29,8 @@ struct CsrEmbeddingBackwardArgs {
   Parallel parallel;
 };
 
-SK_CPU_KERNEL(void csr_embedding(const CsrEmbeddingArgs&))
-SK_CPU_KERNEL(int64_t csr_embedding_backward_workspace(const CsrEmbeddingBackwardArgs&))
-SK_CPU_KERNEL(void csr_embedding_backward(const CsrEmbeddingBackwardArgs&))
+SK_KERNEL(Status csr_embedding(const CsrEmbeddingArgs&))
+SK_KERNEL(int64_t csr_embedding_backward_workspace(const CsrEmbeddingBackwardArgs&))
+SK_KERNEL(Status csr_embedding_backward(const CsrEmbeddingBackwardArgs&))
 
 }  // namespace sk

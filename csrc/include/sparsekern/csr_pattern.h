@@ -22,6 +22,8 @@ struct CsrTransposeArgs {
   void* ccol;
   void* row;
   void* perm;
+  void* workspace;  // csr_transpose_workspace bytes, 64-byte aligned
+  Parallel parallel;
 };
 
 // to_values: values[p] = dense[row p, col p]; otherwise dense (zeroed by the caller) gets dense[row p, col p] =
@@ -36,7 +38,8 @@ struct CsrDenseArgs {
 };
 
 SK_CPU_KERNEL(PatternFault csr_validate(const CsrPattern&, int64_t* at))
-SK_CPU_KERNEL(void csr_transpose(const CsrTransposeArgs&))
-SK_CPU_KERNEL(void csr_dense(const CsrDenseArgs&))
+SK_KERNEL(int64_t csr_transpose_workspace(const CsrTransposeArgs&))
+SK_KERNEL(Status csr_transpose(const CsrTransposeArgs&))
+SK_KERNEL(Status csr_dense(const CsrDenseArgs&))
 
 }  // namespace sk

@@ -1,6 +1,6 @@
 // v[p] = sum over tokens t of a[t, row p] * b[t, col p], for every position p of the pattern.
 //
-// a (tokens, rows), b (tokens, cols), row-major and contiguous, same dtype as out (nnz). tokens = 0 gives zeros. The
+// a (tokens, rows), b (tokens, cols), row-major and contiguous, of one dtype; out (nnz). tokens = 0 gives zeros. The
 // sum is cut into slices by shape, so the result does not depend on the number of threads.
 #pragma once
 #include "sparsekern/isa.h"
@@ -20,7 +20,7 @@ struct CsrSddmmArgs {
   Parallel parallel;
 };
 
-SK_CPU_KERNEL(int64_t csr_sddmm_workspace(const CsrSddmmArgs&))
-SK_CPU_KERNEL(void csr_sddmm(const CsrSddmmArgs&))
+SK_KERNEL(int64_t csr_sddmm_workspace(const CsrSddmmArgs&))
+SK_KERNEL(Status csr_sddmm(const CsrSddmmArgs&))
 
 }  // namespace sk

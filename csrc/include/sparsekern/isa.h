@@ -1,7 +1,8 @@
 // The CPU instruction sets a kernel is compiled for, and which one is in use.
 //
-// Every file of csrc/cpu is compiled once per set into the namespace of that name; a bridge header declares its entry
-// points with SK_CPU_KERNEL and csrc/torch picks one with SK_CPU_PICK.
+// Every file of csrc/cpu is compiled once per set into the namespace of that name, the one of csrc/cuda into the
+// namespace cuda. A bridge header declares its entry points for all of them with SK_KERNEL (SK_CPU_KERNEL where there
+// is none on a GPU) and csrc/torch picks one with SK_CPU_PICK.
 #pragma once
 #include <cstdint>
 
@@ -39,5 +40,11 @@ SK_API bool isa_from_name(const char* name, Isa* out);
   }
 #define SK_CPU_PICK(name) (&base::name)
 #endif
+
+#define SK_KERNEL(declaration) \
+  SK_CPU_KERNEL(declaration)   \
+  namespace cuda {             \
+  declaration;                 \
+  }
 
 }  // namespace sk

@@ -1,4 +1,4 @@
-// How a kernel uses threads without seeing torch: csrc/torch fills this in from torch::stable::parallel_for.
+// How a kernel gets its parallelism without seeing torch: csrc/torch fills this in.
 #pragma once
 #include <cstdint>
 
@@ -6,6 +6,7 @@ namespace sk {
 
 using ParallelBody = void (*)(void* arg, int64_t begin, int64_t end);
 
+// On a CPU: torch::stable::parallel_for. On a GPU: context is the current cudaStream_t, the rest is unused.
 struct Parallel {
   int32_t threads;
   void* context;

@@ -6,7 +6,8 @@
 // row or column: the lowest index), so zeros may be selected when fewer than k entries are nonzero.
 // Requires floor * (rows or cols) <= k <= rows * cols. crow (rows + 1) and col (k) are written in full.
 //
-// Returns kSelectOk, or kSelectNan when the weight holds a NaN: the weight is then untouched, `nan_at` says where.
+// A NaN is an error. On a CPU the weight is then untouched; a GPU cannot stop in time, there NaN counts as the largest
+// magnitude, so that it stays visible.
 #pragma once
 #include "sparsekern/isa.h"
 #include "sparsekern/parallel.h"
@@ -14,7 +15,7 @@
 
 namespace sk {
 
-enum SelectStatus : int32_t { kSelectOk = 0, kSelectNan = 1 };
+constexpr int64_t kNoNan = INT64_MAX;
 
 struct TopkProjectArgs {
   void* weight;
@@ -25,12 +26,12 @@ struct TopkProjectArgs {
   bool zero_rest;  // false: the weight is only read
   DType dtype;
   IndexType index;
-  int64_t nan_at;   // out: flat index of the first NaN
+  int64_t* nan_at;  // out, beside the weight: flat index of the first NaN, or kNoNan
   void* workspace;  // topk_project_workspace bytes, 64-byte aligned
   Parallel parallel;
 };
 
-SK_CPU_KERNEL(int64_t topk_project_workspace(const TopkProjectArgs&))
-SK_CPU_KERNEL(SelectStatus topk_project(TopkProjectArgs&))
+SK_KERNEL(int64_t topk_project_workspace(const TopkProjectArgs&))
+SK_KERNEL(Status topk_project(const TopkProjectArgs&))
 
 }  // namespace sk
