@@ -4,18 +4,28 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
-from opcases import available_isas
-
-import sparsekern
+from backends import available_backends, available_isas, gpu_backends, running
 
 
 @pytest.fixture(params=available_isas())
 def isa(request: pytest.FixtureRequest) -> Iterator[str]:
     """Runs the test with each instruction set in turn."""
-    before = sparsekern.cpu_isa()
-    sparsekern.set_cpu_isa(request.param)
-    yield request.param
-    sparsekern.set_cpu_isa(before)
+    with running(request.param):
+        yield request.param
+
+
+@pytest.fixture(params=available_backends())
+def backend(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Runs the test with each instruction set in turn, then with the kernels for a GPU."""
+    with running(request.param):
+        yield request.param
+
+
+@pytest.fixture(params=gpu_backends())
+def gpu_backend(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Runs the test with the kernels for a GPU."""
+    with running(request.param):
+        yield request.param
 
 
 @pytest.fixture

@@ -33,9 +33,7 @@ def build(kind: str = "ON") -> Path:
 def implementations() -> dict[str, Callable[..., Any]]:
     """Every raw op that has a CUDA kernel, as a function on CPU tensors that runs it."""
     names = [
-        name.partition("::")[2]
-        for name in torch._C._dispatch_get_all_op_names()
-        if name.startswith("sparsekern::")
+        name.partition("::")[2] for name in torch._C._dispatch_get_all_op_names() if name.startswith("sparsekern::")
     ]
     names = [name for name in names if name not in ON_THE_CPU_ONLY]
     library = torch.library.Library("sparsekern_emu", "DEF")

@@ -9,15 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparsekern import CSR, Pattern, build_info, ops
+from sparsekern import CSR, Pattern, ops
 from sparsekern.ops import reference
 
 
-def available_isas() -> list[str]:
-    """The instruction sets that were built and that this CPU has, lowest first."""
-    info = build_info()
-    built: list[str] = info["cpu_isas"]
-    return built[: built.index(info["cpu_isa_detected"]) + 1]
+def value_dtype(dtype: torch.dtype) -> torch.dtype:
+    """What values, biases and masters have beside activations of ``dtype``."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 RawCall = tuple[torch._ops.OpOverload, tuple[Any, ...]]
@@ -33,13 +31,21 @@ class Draw:
     generator: torch.Generator = field(default_factory=lambda: torch.Generator().manual_seed(0))
 
     def normal(self, *shape: int) -> Tensor:
-        return torch.randn(shape, dtype=self.dtype, generator=self.generator)
+        """Activations."""
+        drawn = torch.randn(shape, dtype=value_dtype(self.dtype), generator=self.generator, device="cpu")
+        return drawn.to(torch.get_default_device(), self.dtype)
+
+    def weight(self, *shape: int) -> Tensor:
+        """A master, values or a bias."""
+        return replace(self, dtype=value_dtype(self.dtype)).normal(*shape)
 
     def ids(self, shape: tuple[int, ...], rows: int) -> Tensor:
-        return torch.randint(max(rows, 1), shape, generator=self.generator)
+        drawn = torch.randint(max(rows, 1), shape, generator=self.generator, device="cpu")
+        return drawn.to(torch.get_default_device())
 
     def csr(self, n: int, k: int, nnz: int) -> CSR:
-        w = CSR.random(n, k, nnz=nnz, generator=self.generator, dtype=self.dtype)
+        w = CSR.random(n, k, nnz=nnz, generator=self.generator, dtype=value_dtype(self.dtype))
+        w = w.to(torch.get_default_device())
         return CSR(w.values, Pattern.build(w.crow_indices.to(self.index), w.col_indices.to(self.index), w.shape))
 
 
@@ -109,7 +115,7 @@ SMALL_FULL = (Shape((3,), 4, 5, 20), Shape((), 4, 5, 20))
 
 def build_linear(shape: Shape, draw: Draw, with_bias: bool) -> Problem:
     w = draw.csr(shape.n, shape.k, shape.nnz)
-    inputs = (draw.normal(*shape.lead, shape.k), w.values, *([draw.normal(shape.n)] if with_bias else []))
+    inputs = (draw.normal(*shape.lead, shape.k), w.values, *([draw.weight(shape.n)] if with_bias else []))
     return Problem(
         lambda x, values, *bias: ops.csr_linear(x, CSR(values, w.pattern), *bias),
         lambda x, values, *bias: reference.csr_linear(x, CSR(values, w.pattern), *bias),
@@ -121,8 +127,8 @@ def build_linear_dense_grad(shape: Shape, draw: Draw, with_bias: bool) -> Proble
     pattern = draw.csr(shape.n, shape.k, shape.nnz).pattern
     inputs = (
         draw.normal(*shape.lead, shape.k),
-        draw.normal(shape.n, shape.k),
-        *([draw.normal(shape.n)] if with_bias else []),
+        draw.weight(shape.n, shape.k),
+        *([draw.weight(shape.n)] if with_bias else []),
     )
     return Problem(
         lambda x, master, *bias: ops.csr_linear_dense_grad(x, master, pattern, *bias),
@@ -154,7 +160,7 @@ def build_gather(shape: Shape, draw: Draw) -> Problem:
     return Problem(
         lambda dense: raw.csr_gather(dense, pattern.crow_indices, pattern.col_indices),
         lambda dense: dense[reference.row_indices(pattern), pattern.col_indices.long()],
-        (draw.normal(shape.n, shape.k),),
+        (draw.weight(shape.n, shape.k),),
     )
 
 
@@ -279,7 +285,7 @@ def build_topk_project(budget: Budget, draw: Draw) -> Problem:
     return Problem(
         lambda w: ops.topk_project_(w.clone(), *rule),
         lambda w: reference.topk_project_(w.clone(), *rule),
-        (draw.normal(budget.n, budget.k),),
+        (draw.weight(budget.n, budget.k),),
     )
 
 

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 
 import pytest
-from opcases import available_isas
+from backends import available_isas
 
 import sparsekern
 

@@ -1,18 +1,21 @@
-"""Every op against its reference in float64, on every instruction set; see ``opcases.py``."""
+"""Every op against its reference in float64, on every backend; see ``opcases.py``."""
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from math import prod
 from typing import Any
 
 import pytest
 import torch
+from backends import GPU_DTYPES
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from opcases import BUDGETS, CASES, Budget, Draw, OpCase, Problem, raw
+from opcases import BUDGETS, CASES, Budget, Draw, OpCase, Problem, raw, value_dtype
 from torch import Tensor
 
 from sparsekern import CSR, Pattern, ops
 from sparsekern.ops import reference
+from sparsekern.ops.status import NO_NAN
 from sparsekern.ops.topk_project import topk_project_pattern_, topk_select
 
 INF, NAN = torch.inf, torch.nan
@@ -47,11 +50,16 @@ def outcome(fn: Callable[..., Tensor], inputs: tuple[Tensor, ...], cotangent: Te
         return [fn(*inputs)]
     leaves = [t.detach().requires_grad_() for t in inputs]
     y = fn(*leaves)
-    return [y.detach(), *torch.autograd.grad(y, leaves, cotangent)]
+    gradients = torch.autograd.grad(y, leaves, cotangent)
+    assert [g.dtype for g in gradients] == [t.dtype for t in inputs]
+    return [y.detach(), *gradients]
 
 
 def cotangent_of(case: OpCase, problem: Problem, draw: Draw) -> Tensor | None:
-    return draw.normal(*problem.op(*problem.inputs).shape) if case.small else None
+    if not case.small:
+        return None
+    y = problem.op(*problem.inputs)
+    return replace(draw, dtype=y.dtype).normal(*y.shape)
 
 
 def run(case: OpCase, shape: Any, draw: Draw) -> list[Tensor]:
@@ -62,7 +70,10 @@ def run(case: OpCase, shape: Any, draw: Draw) -> list[Tensor]:
 def assert_within(actual: Tensor, expected: Tensor, scale: Tensor, rounding: float) -> None:
     assert actual.shape == expected.shape
     error = (actual.double() - expected).abs()
-    assert (error <= rounding * torch.finfo(actual.dtype).eps * scale).all(), f"off by {error.max()}"
+    bound = rounding * torch.finfo(value_dtype(actual.dtype)).eps * scale
+    if actual.dtype in GPU_DTYPES and rounding:  # summed in float32, then rounded to the nearest
+        bound = bound + torch.finfo(actual.dtype).eps / 2 * (expected.abs() + bound) + torch.finfo(actual.dtype).tiny
+    assert (error <= bound).all(), f"off by {error.max()}"
 
 
 def assert_right(case: OpCase, problem: Problem, cotangent: Tensor | None, layout: Layout = Tensor.clone) -> None:
@@ -75,7 +86,6 @@ def assert_right(case: OpCase, problem: Problem, cotangent: Tensor | None, layou
     absolute = tuple(t.abs() for t in inputs)
     scale = outcome(problem.reference, absolute, None if cotangent is None else cotangent.abs())
     for a, e, s in zip(actual, expected, scale, strict=True):
-        assert a.dtype == problem.inputs[0].dtype
         assert_within(a, e, s, case.rounding)
 
 
@@ -83,7 +93,7 @@ def assert_same_bits(actual: list[Tensor], expected: list[Tensor]) -> None:
     assert len(actual) == len(expected)
     for a, e in zip(actual, expected, strict=True):
         assert a.dtype == e.dtype
-        bits = torch.int32 if a.dtype == torch.float32 else torch.int64
+        bits = {2: torch.int16, 4: torch.int32, 8: torch.int64}[a.itemsize]
         assert torch.equal(a.contiguous().view(bits), e.contiguous().view(bits))
 
 
@@ -92,14 +102,22 @@ def assert_same_bits(actual: list[Tensor], expected: list[Tensor]) -> None:
 
 @both_dtypes
 @every_shape
-def test_result_and_gradients(case: OpCase, shape: Any, dtype: torch.dtype, isa: str) -> None:
+def test_result_and_gradients(case: OpCase, shape: Any, dtype: torch.dtype, backend: str) -> None:
+    draw = Draw(dtype)
+    problem = case.build(shape, draw)
+    assert_right(case, problem, cotangent_of(case, problem, draw))
+
+
+@pytest.mark.parametrize("dtype", GPU_DTYPES, ids=["bf16", "f16"])
+@every_shape
+def test_half_precision(case: OpCase, shape: Any, dtype: torch.dtype, gpu_backend: str) -> None:
     draw = Draw(dtype)
     problem = case.build(shape, draw)
     assert_right(case, problem, cotangent_of(case, problem, draw))
 
 
 @every_small_shape
-def test_numerical_gradients(case: OpCase, shape: Any, isa: str) -> None:
+def test_numerical_gradients(case: OpCase, shape: Any, backend: str) -> None:
     problem = case.build(shape, Draw())
     leaves = tuple(t.requires_grad_() for t in problem.inputs)
     assert torch.autograd.gradcheck(problem.op, leaves)
@@ -137,7 +155,7 @@ def strided(x: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("layout", [transposed, strided])
 @every_case
-def test_strides_do_not_matter(case: OpCase, layout: Layout, isa: str) -> None:
+def test_strides_do_not_matter(case: OpCase, layout: Layout, backend: str) -> None:
     draw = Draw(torch.float32)
     problem = case.build(case.shapes[0], draw)
     cotangent = cotangent_of(case, problem, draw)
@@ -145,7 +163,7 @@ def test_strides_do_not_matter(case: OpCase, layout: Layout, isa: str) -> None:
 
 
 @every_differentiable_case
-def test_expanded_gradient(case: OpCase, isa: str) -> None:
+def test_expanded_gradient(case: OpCase, backend: str) -> None:
     problem = case.build(case.shapes[0], Draw(torch.float32))
     assert_right(case, problem, torch.ones(()).expand(problem.op(*problem.inputs).shape))
 
@@ -163,7 +181,7 @@ def test_threads_do_not_matter(
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if case.name.startswith("csr_")], ids=str)
-def test_wide_indices(case: OpCase, isa: str) -> None:
+def test_wide_indices(case: OpCase, backend: str) -> None:
     narrow = run(case, case.shapes[0], Draw(torch.float32))
     assert_same_bits(run(case, case.shapes[0], Draw(torch.float32, index=torch.int64)), narrow)
 
@@ -172,7 +190,7 @@ def test_wide_indices(case: OpCase, isa: str) -> None:
 
 
 @both_dtypes
-def test_linear_token_does_not_see_the_others(dtype: torch.dtype, isa: str) -> None:
+def test_linear_token_does_not_see_the_others(dtype: torch.dtype, backend: str) -> None:
     draw = Draw(dtype)
     w, x, bias = draw.csr(70, 257, 900), draw.normal(130, 257), draw.normal(70)
     y = ops.csr_linear(x, w, bias)
@@ -182,7 +200,7 @@ def test_linear_token_does_not_see_the_others(dtype: torch.dtype, isa: str) -> N
     assert_same_bits([ops.csr_linear(x[order], w, bias)], [y[order]])
 
 
-def test_linear_keeps_infinities_to_their_tokens(isa: str) -> None:
+def test_linear_keeps_infinities_to_their_tokens(backend: str) -> None:
     w = CSR.from_dense(torch.tensor([[1.0, 0, 0], [0, 0, 0], [0, 2, 3]]), nnz=3)
     x = torch.tensor([[1.0, 1, 1], [INF, 1, 1], [1, 1, NAN]])
     expected = torch.tensor([[1.0, 0, 5], [INF, 0, 5], [1, 0, NAN]])
@@ -196,13 +214,13 @@ def test_linear_agrees_with_torch_csr() -> None:
     torch.testing.assert_close(ops.csr_linear(x, w), (w.to_torch() @ x.T).T)
 
 
-def test_linear_of_an_expanded_token(isa: str) -> None:
+def test_linear_of_an_expanded_token(backend: str) -> None:
     draw = Draw()
     w, x = draw.csr(70, 257, 900), draw.normal(1, 257)
     assert_same_bits([ops.csr_linear(x.expand(33, 257), w)], [ops.csr_linear(x, w).expand(33, 70)])
 
 
-def test_linear_with_a_transposed_weight(isa: str) -> None:
+def test_linear_with_a_transposed_weight(backend: str) -> None:
     draw = Draw()
     w, g = draw.csr(5, 7, 9), draw.normal(3, 5).requires_grad_()
     values = w.values.requires_grad_()
@@ -210,7 +228,7 @@ def test_linear_with_a_transposed_weight(isa: str) -> None:
     torch.testing.assert_close(ops.csr_linear(g, w.transpose()), g @ reference.to_dense(w))
 
 
-def test_linear_dense_grad_gives_the_master_the_dense_gradient(isa: str) -> None:
+def test_linear_dense_grad_gives_the_master_the_dense_gradient(backend: str) -> None:
     draw = Draw()
     pattern = draw.csr(5, 7, 9).pattern
     x, g, master = draw.normal(2, 3, 7), draw.normal(2, 3, 5), draw.normal(5, 7).requires_grad_()
@@ -218,7 +236,7 @@ def test_linear_dense_grad_gives_the_master_the_dense_gradient(isa: str) -> None
     torch.testing.assert_close(master.grad, g.view(6, 5).T @ x.view(6, 7))
 
 
-def test_linear_dense_grad_numerically_off_the_pattern(isa: str) -> None:
+def test_linear_dense_grad_numerically_off_the_pattern(backend: str) -> None:
     draw = Draw()
     pattern = draw.csr(4, 5, 9).pattern
     x, master, bias = draw.normal(3, 5).requires_grad_(), draw.normal(4, 5), draw.normal(4).requires_grad_()
@@ -233,7 +251,7 @@ def test_linear_dense_grad_numerically_off_the_pattern(isa: str) -> None:
 # ---- csr_embedding
 
 
-def test_embedding_of_strided_ids(isa: str) -> None:
+def test_embedding_of_strided_ids(backend: str) -> None:
     draw = Draw(torch.float32)
     w, ids = draw.csr(257, 70, 1500), draw.ids((3, 33), 257)
     for view in (ids.T, ids[:, ::2], ids[0, :1].expand(9)):
@@ -259,12 +277,12 @@ def test_embedding_of_strided_ids(isa: str) -> None:
         pytest.param([1e-45, -3e-45, 0, 1e-45], 2, [1e-45, -3e-45, 0, 0], id="denormals"),
     ],
 )
-def test_abs_topk_of_a_row(x: list[float], k: int, kept: list[float], dtype: torch.dtype, isa: str) -> None:
+def test_abs_topk_of_a_row(x: list[float], k: int, kept: list[float], dtype: torch.dtype, backend: str) -> None:
     y = ops.abs_topk(torch.tensor(x, dtype=dtype), k)
     torch.testing.assert_close(y, torch.tensor(kept, dtype=dtype), rtol=0, atol=0, equal_nan=True)
 
 
-def test_abs_topk_gradient_passes_kept_zeros(isa: str) -> None:
+def test_abs_topk_gradient_passes_kept_zeros(backend: str) -> None:
     x = torch.tensor([0.0, -0.0, 3, 0, 0, 0, 0, 0, 0], requires_grad=True)
     y = ops.abs_topk(x, 3)
     y.sum().backward()
@@ -274,7 +292,7 @@ def test_abs_topk_gradient_passes_kept_zeros(isa: str) -> None:
 
 @both_dtypes
 @pytest.mark.parametrize("k", [1, 31, 128, 200])
-def test_abs_topk_keeps_exactly_k_of_many_ties(k: int, dtype: torch.dtype, isa: str) -> None:
+def test_abs_topk_keeps_exactly_k_of_many_ties(k: int, dtype: torch.dtype, backend: str) -> None:
     x = torch.randint(1, 4, (9, 203), generator=torch.Generator().manual_seed(0)).to(dtype)
     y = ops.abs_topk(x, k)
     assert (y != 0).sum(1).tolist() == [k] * 9
@@ -284,7 +302,7 @@ def test_abs_topk_keeps_exactly_k_of_many_ties(k: int, dtype: torch.dtype, isa: 
 @both_dtypes
 @pytest.mark.parametrize("k", [1, 50, 202])
 @pytest.mark.parametrize("spread", [(64, 1), (64, 203)], ids=["rows", "entries"])
-def test_abs_topk_of_all_scales(spread: tuple[int, int], k: int, dtype: torch.dtype, isa: str) -> None:
+def test_abs_topk_of_all_scales(spread: tuple[int, int], k: int, dtype: torch.dtype, backend: str) -> None:
     draw = Draw(dtype)
     reach = 140 if dtype == torch.float32 else 1060  # from denormals and zeros to infinities
     exponents = torch.randint(-reach, reach, spread, generator=draw.generator)
@@ -303,12 +321,12 @@ def tied_matrix(n: int, k: int, dtype: torch.dtype = torch.float32) -> Tensor:
 
 @pytest.mark.parametrize("shape", BUDGETS, ids=str)
 @both_dtypes
-def test_project_returns_the_kept_positions(shape: Budget, dtype: torch.dtype, isa: str) -> None:
+def test_project_returns_the_kept_positions(shape: Budget, dtype: torch.dtype, backend: str) -> None:
     w = tied_matrix(shape.n, shape.k, dtype)
     rule = (shape.keep, shape.floor, shape.axis)
     projected = w.clone()
     crow, col = topk_project_pattern_(projected, *rule)
-    raw.csr_validate(crow, col, shape.k)
+    raw.csr_validate(crow.cpu(), col.cpu(), shape.k)
     kept = torch.zeros_like(w)
     kept[reference.row_indices(Pattern.build(crow, col, w.shape)), col.long()] = 1
     assert kept.sum() == col.shape[0] == shape.keep
@@ -341,7 +359,7 @@ def test_project_returns_the_kept_positions(shape: Budget, dtype: torch.dtype, i
 )
 @both_dtypes
 def test_project_by_hand(
-    w: list[list[float]], rule: tuple[int, ...], kept: list[list[float]], dtype: torch.dtype, isa: str
+    w: list[list[float]], rule: tuple[int, ...], kept: list[list[float]], dtype: torch.dtype, backend: str
 ) -> None:
     weight = torch.tensor(w, dtype=dtype)
     assert ops.topk_project_(weight, *rule) is weight
@@ -361,14 +379,26 @@ def test_project_refuses_nan(threads: int, dtype: torch.dtype, isa: str, set_thr
     assert w._version == version
 
 
-def test_project_a_transposed_matrix(isa: str) -> None:
+@both_dtypes
+@pytest.mark.parametrize(("floor", "axis"), [(0, None), (2, 0), (2, 1)])
+def test_project_on_a_gpu_shows_nan(floor: int, axis: int | None, dtype: torch.dtype, gpu_backend: str) -> None:
+    w = tied_matrix(57, 70, dtype)
+    w[40, 69] = w[50, 3] = NAN
+    crow, col, nan_at = raw.topk_project_(w, 300, floor, axis or 0)
+    assert nan_at.item() == 40 * 70 + 69
+    assert w.isnan().nonzero().tolist() == [[40, 69], [50, 3]]  # kept
+    raw.csr_validate(crow.cpu(), col.cpu(), 70)
+    assert raw.topk_select(torch.ones_like(w), 300, 0, 0)[2].item() == NO_NAN
+
+
+def test_project_a_transposed_matrix(backend: str) -> None:
     w = tied_matrix(33, 70)
     view = w.clone().T
     storage = view.data_ptr()
     crow, col = topk_project_pattern_(view, 100)
     assert view.data_ptr() == storage
     assert torch.equal(view, reference.topk_project_(w.T.clone(), 100))
-    raw.csr_validate(crow, col, 33)
+    raw.csr_validate(crow.cpu(), col.cpu(), 33)
 
 
 def test_project_is_seen_by_autograd() -> None:
