@@ -57,7 +57,7 @@ class SparseWeight(nn.Module):
         n, k = master.shape
         weight = cls(CSR.random(n, k, nnz=0, dtype=master.dtype), floor=floor, axis=axis)
         del weight.values
-        weight.master = nn.Parameter(master.detach().clone())
+        weight.master = nn.Parameter(master.detach().clone(memory_format=torch.contiguous_format))
         dtype = torch.int32 if n * k < 2**31 else torch.int64
         crow = torch.arange(n + 1, device=master.device).mul_(k).to(dtype)
         weight._set_pattern(crow, torch.arange(k, dtype=dtype, device=master.device).repeat(n))
@@ -161,6 +161,24 @@ class SparseWeight(nn.Module):
         if not self.is_master:
             raise RuntimeError("project_: only a weight in master form can be projected (see to_master_)")
         self._set_pattern(*topk_project_pattern_(self.master, self.budget, self.floor, self.axis))
+
+    def next_pattern(self) -> Pattern:
+        """Index tensors for the ``budget`` positions of the next step, to be overwritten and then given to
+        :meth:`set_pattern_`: the weight's own where they have the length, so that a captured CUDA graph, which knows
+        them by address, sees each new pattern."""
+        if self.budget == self.nnz:
+            return self.pattern
+        n, k = self.shape
+        dtype = torch.int32 if max(n, k, self.budget) < 2**31 else torch.int64
+        lengths = (n + 1, self.budget, k + 1, self.budget, self.budget)
+        crow, col, ccol, row, perm = (torch.empty(length, dtype=dtype, device=self.device) for length in lengths)
+        return Pattern(crow, col, ccol, row, perm, self.shape)
+
+    def set_pattern_(self, pattern: Pattern) -> None:
+        """Take ``pattern``, off which the master is zero."""
+        self._set_pattern(pattern.crow_indices, pattern.col_indices)
+        for name in _TRANSPOSE:
+            setattr(self, name, getattr(pattern, name))
 
     def to_sparse_(self) -> "SparseWeight":
         """Switch to the values form, in place; the dense master is dropped. An optimizer must be built afterwards."""

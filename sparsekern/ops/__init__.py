@@ -6,6 +6,7 @@ import torch
 
 from . import reference
 from .abs_topk import abs_topk
+from .adamw_project import adamw_project_
 from .choice import KernelChoice, choose_linear
 from .csr_embedding import csr_embedding
 from .csr_linear import csr_linear
@@ -17,6 +18,7 @@ from .topk_project import topk_project_
 __all__ = [
     "KernelChoice",
     "abs_topk",
+    "adamw_project_",
     "check_status",
     "choose_linear",
     "csr_embedding",

@@ -70,5 +70,30 @@ def topk_project_(weight: Tensor, k: int, floor: int = 0, axis: int | None = Non
         return weight.copy_(torch.where(kept, weight, torch.zeros_like(weight)))
 
 
+def adamw_project_(
+    weight: Tensor,
+    grad: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    step: int,
+    k: int,
+    floor: int,
+    axis: int | None,
+    *,
+    lr: float,
+    grad_scale: float,
+    betas: tuple[float, float],
+    eps: float,
+    weight_decay: float,
+) -> Tensor:
+    with torch.no_grad():
+        g = grad * grad_scale
+        exp_avg.mul_(betas[0]).add_(g, alpha=1 - betas[0])
+        exp_avg_sq.mul_(betas[1]).addcmul_(g, g, value=1 - betas[1])
+        denominator = exp_avg_sq.sqrt() / (1 - betas[1] ** step) ** 0.5 + eps
+        weight -= lr / (1 - betas[0] ** step) * exp_avg / denominator
+        return topk_project_(weight, k, floor, axis).mul_(1 - lr * weight_decay)
+
+
 def csr_embedding(ids: Tensor, w: "CSR") -> Tensor:
     return to_dense(w)[ids]

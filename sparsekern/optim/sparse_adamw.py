@@ -1,7 +1,7 @@
 """``SparseAdamW``: Adam on sparse weights, with the published step order (Gao et al. 2025, appendix A.2)."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.optim.adam import adam
 
 from ..nn.weight import SparseWeight
+from ..ops.adamw_project import adamw_project_
 
 _RMS_EPS = 1e-5  # keeps the normalisation finite when all gradients vanish
 
@@ -31,6 +32,17 @@ def param_groups(model: nn.Module) -> list[dict[str, Any]]:
         {"params": undecayed, "weight_decay": 0.0},
     ]
     return [group for group in groups if group["params"]]
+
+
+def _scalar(number: float | Tensor, device: torch.device) -> Tensor:
+    """A float64 scalar on ``device``, without a copy from host memory that a GPU would have to wait for."""
+    if isinstance(number, Tensor):
+        return number.to(device, torch.float64)
+    return torch.full((), number, dtype=torch.float64, device=device)
+
+
+def _grads(params: Sequence[Tensor]) -> list[Tensor]:
+    return [p.grad for p in params if p.grad is not None]
 
 
 class SparseAdamW(torch.optim.Optimizer):
@@ -82,41 +94,63 @@ class SparseAdamW(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:  # type: ignore[override]
-        """One step; gradients are left divided by their root mean square."""
+        """One step; gradients are left as they are.
+
+        Raises:
+            RuntimeError: a sparse weight holds NaN; on a GPU it is ``ops.check_status`` that raises, and nothing waits.
+        """
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        self._normalize_gradients()
+        scale = 1 / (self.gradient_rms() + _RMS_EPS)
+        owners = {id(weight.parameter): weight for weight in self.sparse_weights}
         for group in self.param_groups:
-            self._adam(group)
+            params = [p for p in group["params"] if p.grad is not None]
+            self._step_sparse(group, [owners[id(p)] for p in params if id(p) in owners], scale)
+            self._step_dense(group, [p for p in params if id(p) not in owners], scale)
         for weight in self.sparse_weights:
-            weight.project_()
-        for group in self.param_groups:
-            decayed = [p for p in group["params"] if p.grad is not None]
-            if decayed and group["weight_decay"] and group["lr"]:
-                torch._foreach_mul_(decayed, 1 - group["lr"] * group["weight_decay"])
+            if weight.parameter.grad is None:
+                weight.project_()
         return loss
 
     def gradient_rms(self) -> Tensor:
         """Root mean square of the gradient over all parameters, a missing gradient counting as zero."""
         params = [p for group in self.param_groups for p in group["params"]]
-        grads = [p.grad for p in params if p.grad is not None]
-        return torch.nn.utils.get_total_norm(grads) / math.sqrt(sum(p.numel() for p in params))
+        return torch.nn.utils.get_total_norm(_grads(params)) / math.sqrt(sum(p.numel() for p in params))
 
-    def _normalize_gradients(self) -> None:
-        grads = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
-        if grads:
-            torch._foreach_div_(grads, self.gradient_rms() + _RMS_EPS)
+    def _step_sparse(self, group: dict[str, Any], weights: list[SparseWeight], scale: Tensor) -> None:
+        masters = [w.master for w in weights]
+        states = [self._state(p) for p in masters]
+        patterns = [w.next_pattern() for w in weights]
+        if masters:
+            steps = [s["step"] for s in states]
+            torch._foreach_add_(steps, 1)
+            adamw_project_(
+                masters,
+                _grads(masters),
+                [s["exp_avg"] for s in states],
+                [s["exp_avg_sq"] for s in states],
+                steps,
+                patterns,
+                floors=[w.floor for w in weights],
+                axes=[w.axis for w in weights],
+                lr=_scalar(group["lr"], scale.device),
+                grad_scale=scale.double(),
+                betas=group["betas"],
+                eps=group["eps"],
+                weight_decay=group["weight_decay"],
+            )
+        for weight, pattern in zip(weights, patterns, strict=True):
+            weight.set_pattern_(pattern)
 
-    def _adam(self, group: dict[str, Any]) -> None:
-        params = [p for p in group["params"] if p.grad is not None]
+    def _step_dense(self, group: dict[str, Any], params: list[Tensor], scale: Tensor) -> None:
         states = [self._state(p) for p in params]
         beta1, beta2 = group["betas"]
         if params:
             adam(
                 params,
-                [p.grad for p in params],
+                list(torch._foreach_mul(_grads(params), scale)),
                 [s["exp_avg"] for s in states],
                 [s["exp_avg_sq"] for s in states],
                 [],
@@ -130,6 +164,7 @@ class SparseAdamW(torch.optim.Optimizer):
                 eps=group["eps"],
                 maximize=False,
             )
+            torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
 
     def _state(self, p: Tensor) -> dict[str, Tensor]:
         state = self.state[p]

@@ -7,7 +7,7 @@
 //   weight    -= lr / (1 - beta1^t) * exp_avg / (sqrt(exp_avg_sq) / sqrt(1 - beta2^t) + eps)
 //   weight     = its k entries of topk_project's choice times (1 - lr * weight_decay), 0 elsewhere
 // lr, grad_scale and the steps lie beside the weights, so that a captured CUDA graph follows them. NaN is treated as in
-// topk_project.h; on a CPU the other matrices of the call may then have been changed already.
+// topk_project.h: on a CPU such a matrix is neither projected nor is its pattern written; the others are.
 #pragma once
 #include "sparsekern/isa.h"
 #include "sparsekern/parallel.h"
