@@ -3,7 +3,7 @@
     python benchmarks/linear.py [--tokens 2048] [--shape 4096 4096] [--density 0.001 0.01 0.1 0.3] [--rounds 15]
 
 Every contender reads row-major x (T, K) and writes row-major y (T, N). Results are checked against float64 before a
-time is printed. The density at which "csr forward" and "csr dX" meet "dense" is ``CPU_BREAK_EVEN`` of the library.
+time is printed. The density at which "csr forward" and "csr dX" meet "dense" is ``BREAK_EVEN["cpu"]`` of the library.
 """
 
 import argparse

@@ -7,6 +7,7 @@ from . import models, nn, ops, optim
 from ._native import build_info, cpu_isa, keep_freed_memory, set_cpu_isa
 from .formats import CSR, Pattern
 from .nn import sparsify_
+from .ops.backend import gpu_backend, use_backend
 
 __version__: str = build_info()["version"]
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "Pattern",
     "build_info",
     "cpu_isa",
+    "gpu_backend",
     "keep_freed_memory",
     "models",
     "nn",
@@ -21,6 +23,7 @@ __all__ = [
     "optim",
     "set_cpu_isa",
     "sparsify_",
+    "use_backend",
 ]
 
 _asked = os.environ.get("SPARSEKERN_CPU_ISA")

@@ -15,7 +15,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from . import build_info, keep_freed_memory
+from . import build_info, gpu_backend, keep_freed_memory
 from .checkpoint import CheckpointError
 from .data import END_OF_TEXT, load_tokenizer
 from .train import PRESETS, TOKENIZER, Step, TrainConfig, Trainer, TrainingError, load_model
@@ -161,7 +161,7 @@ def info() -> None:
         "python, torch": f"{platform.python_version()}, {torch.__version__} ({torch.get_num_threads()} threads)",
         "CPU kernels": f"{', '.join(built['cpu_isas'])}; this CPU has {built['cpu_isa_detected']}",
         "in use": built["cpu_isa"],
-        "CUDA kernels": "not built",
+        "GPU kernels": gpu_backend(),
     }
     for name in ("matplotlib", "rich", "safetensors", "tokenizers", "typer"):
         if importlib.util.find_spec(name) is None:

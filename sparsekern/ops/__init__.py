@@ -7,6 +7,7 @@ import torch
 from . import reference
 from .abs_topk import abs_topk
 from .adamw_project import adamw_project_
+from .backend import gpu_backend, load_gpu_kernels, use_backend
 from .choice import KernelChoice, choose_linear
 from .csr_embedding import csr_embedding
 from .csr_linear import csr_linear
@@ -25,11 +26,14 @@ __all__ = [
     "csr_linear",
     "csr_linear_dense_grad",
     "csr_sddmm",
+    "gpu_backend",
     "reference",
     "topk_project_",
+    "use_backend",
 ]
 
 _kernels = Path(__file__).parent.parent / "_ops.so"
 if not _kernels.exists():
     raise ImportError(f"sparsekern was not built ({_kernels.name} is missing): run `make setup`, or `pip install .`")
 torch.ops.load_library(_kernels)
+load_gpu_kernels()

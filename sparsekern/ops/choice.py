@@ -4,8 +4,9 @@ from dataclasses import dataclass
 
 import torch
 
-# Density from which torch's dense float32 matmul is the faster one on a CPU (benchmarks/linear.py).
-CPU_BREAK_EVEN = 0.3
+# Density from which torch's dense matmul is the faster one: on a CPU in float32, measured (benchmarks/linear.py); on a
+# GPU in bfloat16, by arithmetic (docs/gpu.md), not yet measured.
+BREAK_EVEN = {"cpu": 0.3, "cuda": 0.02}
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,7 @@ def choose_linear(shape: tuple[int, int], nnz: int, dtype: torch.dtype, device: 
     """How a linear layer of ``shape`` (N, K) that holds both forms of its weight, sparse and dense, is computed."""
     density = nnz / max(1, shape[0] * shape[1])
     what = f"{shape[0]} x {shape[1]}, {nnz:,} nonzeros ({density:.2%}), {dtype}, {device}".replace("torch.", "")
-    if density > CPU_BREAK_EVEN:
-        return KernelChoice("dense", f"{what}: denser than the break-even of {CPU_BREAK_EVEN:.0%}")
-    return KernelChoice("csr", f"{what}: at or below the break-even of {CPU_BREAK_EVEN:.0%}")
+    break_even = BREAK_EVEN["cpu" if device == "cpu" else "cuda"]
+    if density > break_even:
+        return KernelChoice("dense", f"{what}: denser than the break-even of {break_even:.0%}")
+    return KernelChoice("csr", f"{what}: at or below the break-even of {break_even:.0%}")

@@ -63,6 +63,6 @@ def csr_embedding(ids: Tensor, w: "CSR") -> Tensor:
         (..., D), with a gradient to ``w.values`` (summed in the order of the tokens).
 
     Raises:
-        RuntimeError: an id is out of range, or a dtype does not fit.
+        RuntimeError: an id is out of range (on a GPU a device-side assertion), or a dtype does not fit.
     """
     return _forward_raw(ids, w.values, w.pattern.crow_indices, w.pattern.col_indices, w.shape[1])

@@ -117,12 +117,19 @@ _linear_backward_raw = define(
 )
 
 
+def autocast(x: Tensor) -> Tensor:
+    """``x`` in the dtype that autocast asks for on its device; values stay as they are."""
+    if x.is_cuda and x.dtype == torch.float32 and torch.is_autocast_enabled("cuda"):
+        return x.to(torch.get_autocast_dtype("cuda"))
+    return x
+
+
 def csr_linear(x: Tensor, w: "CSR", bias: Tensor | None = None) -> Tensor:
     """``y = x @ w.T + bias`` for a sparse ``w``.
 
     Args:
-        x: (..., K), float32 or float64, any strides.
-        w: sparse (N, K), values of x's dtype.
+        x: (..., K), float32 or float64, on a GPU also bfloat16 or float16; any strides. Autocast casts it.
+        w: sparse (N, K), values float32 (float64 where x is).
         bias: (N) or None.
 
     Returns:
@@ -132,4 +139,4 @@ def csr_linear(x: Tensor, w: "CSR", bias: Tensor | None = None) -> Tensor:
     Raises:
         RuntimeError: a shape or dtype does not fit; the message names the argument.
     """
-    return csr_linear_raw(x, w.values, *w.pattern.tensors, bias, False)
+    return csr_linear_raw(autocast(x), w.values, *w.pattern.tensors, bias, False)

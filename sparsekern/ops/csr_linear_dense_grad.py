@@ -2,10 +2,11 @@
 
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from ._define import define
-from .csr_linear import csr_linear_raw
+from .csr_linear import autocast, csr_linear_raw
 from .csr_pattern import csr_gather
 from .reference import as_matrix
 
@@ -25,6 +26,13 @@ def _fake(x: Tensor, master: Tensor, *rest: Any) -> Tensor:
     return x.new_empty(*x.shape[:-1], master.shape[0])
 
 
+def _product(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
+    """``a @ b`` in ``dtype``, which may be wider than theirs, summed in no less."""
+    if a.dtype != dtype and a.is_cuda:
+        return torch.mm(a, b, out_dtype=dtype)
+    return a.to(dtype) @ b.to(dtype)
+
+
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     x, master, *pattern, bias = inputs
     ctx.save_for_backward(x, master, *pattern)
@@ -37,9 +45,9 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     if ctx.needs_input_grad[0]:
         dx = csr_linear_raw(grad, csr_gather(master, pattern[0], pattern[1]), *pattern, None, True)
     if ctx.needs_input_grad[1]:
-        dmaster = as_matrix(grad).T @ as_matrix(x)
+        dmaster = _product(as_matrix(grad).T, as_matrix(x), master.dtype)
     if ctx.has_bias and ctx.needs_input_grad[7]:
-        dbias = as_matrix(grad).sum(0)
+        dbias = as_matrix(grad).sum(0, dtype=master.dtype)
     return dx, dmaster, None, None, None, None, None, dbias
 
 
@@ -60,8 +68,8 @@ def csr_linear_dense_grad(x: Tensor, master: Tensor, pattern: "Pattern", bias: T
     ``dY.T @ X``, also off the pattern, which is what the published rule selects from (Gao et al. 2025, section 2.1).
 
     Args:
-        x: (..., K), float32 or float64.
-        master: dense (N, K), x's dtype; entries off the pattern do not enter the output.
+        x: (..., K), float32 or float64; on a GPU also bfloat16 or float16.
+        master: dense (N, K), float32 (float64 where x is); entries off the pattern do not enter the output.
         pattern: the positions that do.
         bias: (N) or None.
 
@@ -72,4 +80,4 @@ def csr_linear_dense_grad(x: Tensor, master: Tensor, pattern: "Pattern", bias: T
         ValueError: ``master`` does not have the shape of ``pattern``.
         RuntimeError: another shape or dtype does not fit; the message names the argument.
     """
-    return csr_linear_dense_grad_raw(x, master, *pattern.tensors, bias)
+    return csr_linear_dense_grad_raw(autocast(x), master, *pattern.tensors, bias)

@@ -14,12 +14,12 @@ def csr_sddmm(a: Tensor, b: Tensor, w: "CSR") -> Tensor:
     """``v[p] = sum_t a[t, row p] * b[t, col p]`` over the nonzeros p of ``w``: ``(a.T @ b)`` sampled at its pattern.
 
     Args:
-        a: (T, N), or any leading dimensions, float32 or float64.
+        a: (T, N), or any leading dimensions, float32 or float64; on a GPU also bfloat16 or float16.
         b: (T, K), the same leading dimensions and dtype.
         w: sparse (N, K); only its pattern is read.
 
     Returns:
-        (nnz), with gradients to ``a`` and ``b``.
+        (nnz), float32 (float64 where a is), with gradients to ``a`` and ``b``.
 
     Raises:
         RuntimeError: a shape or dtype does not fit; the message names the argument.

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from sparsekern import CSR, ops
 from sparsekern.nn import SparseLinear, SparseWeight
-from sparsekern.ops.choice import CPU_BREAK_EVEN
+from sparsekern.ops.choice import BREAK_EVEN
 
 N, K = 6, 9
 FORMS = {"values": SparseWeight.to_sparse_, "master": SparseWeight.to_master_}
@@ -152,7 +152,7 @@ def test_embedding_reads_rows(form: str) -> None:
 def test_choice_tells_why() -> None:
     weight = a_weight("master")
     reason = "6 x 9, 13 nonzeros (24.07%), float32, cpu: at or below the break-even of 30%"
-    assert CPU_BREAK_EVEN == 0.3
+    assert BREAK_EVEN["cpu"] == 0.3
     assert str(weight.choice()) == f"csr: {reason}"
 
 
