@@ -300,6 +300,18 @@ def raw_topk_project(draw: Draw) -> Iterable[RawCall]:
     yield raw.topk_select.default, (draw.normal(5, 7), 12, 0, 0)
 
 
+def raw_adamw_project(draw: Draw) -> Iterable[RawCall]:
+    shape, k = (5, 7), 12
+    weights, grads, avgs = ([draw.normal(*shape), draw.normal(*shape)] for _ in range(3))
+    squares = [draw.normal(*shape).square() for _ in range(2)]
+    steps = [torch.ones(()) for _ in range(2)]
+    lengths = (shape[0] + 1, k, shape[1] + 1, k, k)
+    indices = [[torch.zeros(length, dtype=torch.int32) for _ in range(2)] for length in lengths]
+    scalars = [torch.full((), value, dtype=torch.float64) for value in (0.1, 1.0)]
+    rule = ([0, 1], [0, 1], *scalars, 0.9, 0.95, 0.1, 0.1)
+    yield raw.adamw_project_.default, (weights, grads, avgs, squares, steps, *indices, *rule)
+
+
 CASES = (
     *(
         OpCase(
@@ -328,3 +340,8 @@ CASES = (
     OpCase("abs_topk", build_abs_topk, ROWS, (Rows((3, 7), 3), Rows((7,), 3)), raw_abs_topk, rounding=0),
     OpCase("topk_project_", build_topk_project, BUDGETS, (), raw_topk_project, rounding=0),
 )
+
+RAW_CALLS: dict[str, Callable[[Draw], Iterable[RawCall]]] = {
+    **{case.name: case.raw for case in CASES},
+    "adamw_project_": raw_adamw_project,  # has tests of its own
+}

@@ -17,7 +17,8 @@ CSRC = ROOT / "csrc"
 
 # folder of sparsekern -> what it may import of the rest
 MAY_IMPORT = {
-    "ops": {"ops"},
+    "ops": {"ops", "_triton"},  # imported when first used
+    "_triton": {"ops", "_triton"},
     "formats": {"ops", "formats"},
     "nn": {"ops", "formats", "nn"},
     "optim": {"ops", "formats", "nn", "optim"},
@@ -36,6 +37,8 @@ CPU_SYSTEM_HEADERS = {
     "utility",
 }
 
+
+CUDA_HEADERS = {"cuda_bf16.h", "cuda_fp16.h", "cuda_runtime.h", "emu.h"}
 
 # ---- Python imports
 
@@ -148,6 +151,14 @@ def test_cpu_kernels_see_no_torch_and_no_containers() -> None:
         assert others <= CPU_SYSTEM_HEADERS | own, path
 
 
+def test_cuda_kernels_see_only_cuda() -> None:
+    own = {path.name for path in sources("cuda") if path.suffix == ".h"}
+    for path in sources("cuda"):
+        others = {name for name in includes_of(path) if not name.startswith("sparsekern/")}
+        cuda = CUDA_HEADERS if path.name == "cuda.h" else set()  # the one place that knows about emulation
+        assert others <= own | cuda, path
+
+
 def test_only_the_bindings_include_torch() -> None:
     including = {
         path.relative_to(CSRC).parts[0]
@@ -198,15 +209,22 @@ def stems(folder: Path, pattern: str) -> set[str]:
     return {path.stem for path in folder.glob(pattern)}
 
 
+COMPOSITES = {"csr_linear_dense_grad"}  # made of other ops, no kernel of their own
+NOT_OPS = {"__init__", "backend", "choice", "reference", "status"}
+
+
 def test_an_op_has_the_same_stem_everywhere() -> None:
-    modules = {path.stem: path.read_text() for path in (PACKAGE / "ops").glob("*.py") if path.stem != "_define"}
-    composites = {stem for stem, text in modules.items() if "composite=" in text}
-    not_ops = {"__init__", "choice", "reference"}
-    with_kernels = set(modules) - composites - not_ops
-    assert composites == {"csr_linear_dense_grad"}
+    with_kernels = stems(PACKAGE / "ops", "*.py") - {"_define"} - COMPOSITES - NOT_OPS
     assert stems(CSRC / "cpu", "*.cpp") - {"isa"} == with_kernels
+    assert stems(CSRC / "cuda", "*.cu") - {"status"} == with_kernels
     assert stems(CSRC / "torch", "*.cpp") - {"native"} == with_kernels
     assert stems(CSRC / "include" / "sparsekern", "*.h") - {"isa", "parallel", "types"} == with_kernels
+    assert stems(PACKAGE / "_triton", "*.py") - {"__init__", "plain"} == {
+        "abs_topk",
+        "csr_linear",
+        "csr_sddmm",
+        "topk_project",
+    }
 
 
 def test_files_are_short() -> None:
