@@ -37,6 +37,8 @@ def running(backend: str) -> Iterator[None]:
     elif backend == "cuda":
         with torch.device("cuda"):
             yield
+    elif backend == "default":
+        yield
     else:
         before = sparsekern.cpu_isa()
         sparsekern.set_cpu_isa(backend)

@@ -6,6 +6,8 @@ import pytest
 import torch
 from backends import available_backends, available_isas, gpu_backends, running
 
+collect_ignore = [] if torch.cuda.is_available() else ["gpu"]  # run by `make gpu`
+
 
 @pytest.fixture(params=available_isas())
 def isa(request: pytest.FixtureRequest) -> Iterator[str]:

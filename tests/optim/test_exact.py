@@ -3,7 +3,9 @@
 import math
 from collections.abc import Iterator
 
+import pytest
 import torch
+from backends import gpu_backends
 from torch import Tensor, nn
 
 import sparsekern as sk
@@ -31,7 +33,8 @@ class StableAbsTopK(nn.Module):
 def batches() -> Iterator[tuple[Tensor, Tensor]]:
     generator = torch.Generator().manual_seed(1)
     for _ in range(STEPS):
-        tokens = torch.randint(CONFIG.vocab_size, (4, CONFIG.block_size + 1), generator=generator)
+        tokens = torch.randint(CONFIG.vocab_size, (4, CONFIG.block_size + 1), generator=generator, device="cpu")
+        tokens = tokens.to(torch.get_default_device())
         tokens[:, 1::2] = (tokens[:, 0:-1:2] * 7 + 3) % CONFIG.vocab_size  # something to learn
         yield tokens[:, :-1], tokens[:, 1:]
 
@@ -104,7 +107,8 @@ def train_dense(model: sk.models.GPT, dense: sk.models.GPT) -> list[float]:
     return losses
 
 
-def test_exact_mode_equals_plain_dense_training() -> None:
+@pytest.mark.parametrize("backend", ["default", *gpu_backends()], indirect=True)
+def test_exact_mode_equals_plain_dense_training(backend: str) -> None:
     model = make_model()
     dense = dense_counterpart(model)
     expected = train_dense(model, dense)
