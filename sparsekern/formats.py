@@ -130,13 +130,15 @@ class CSR:
         generator: torch.Generator | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> "CSR":
-        """An (n, k) matrix with uniformly random positions and standard normal values."""
+        """An (n, k) matrix with uniformly random positions and standard normal values, on the generator's device."""
         count = count_nonzeros((n, k), nnz, density)
-        flat = _random_positions(n * k, count, generator)
+        device = torch.get_default_device() if generator is None else generator.device
+        flat = _random_positions(n * k, count, generator, device)
         rows = torch.div(flat, max(k, 1), rounding_mode="floor")
-        crow = torch.zeros(n + 1, dtype=torch.int64)
+        crow = torch.zeros(n + 1, dtype=torch.int64, device=device)
         crow[1:] = torch.bincount(rows, minlength=n).cumsum(0)
-        return cls.from_parts(crow, flat - rows * k, torch.randn(count, generator=generator, dtype=dtype), (n, k))
+        values = torch.randn(count, generator=generator, dtype=dtype, device=device)
+        return cls.from_parts(crow, flat - rows * k, values, (n, k))
 
     @classmethod
     def from_torch(cls, tensor: Tensor) -> "CSR":
@@ -216,13 +218,13 @@ class CSR:
                 raise ValueError(f"CSR: {name} does not describe the transpose of the pattern")
 
 
-def _random_positions(total: int, count: int, generator: torch.Generator | None) -> Tensor:
+def _random_positions(total: int, count: int, generator: torch.Generator | None, device: torch.device) -> Tensor:
     """``count`` distinct ascending integers below ``total``, uniformly."""
     if 4 * count > total:
-        return torch.randperm(total, generator=generator)[:count].sort().values
-    flat = torch.empty(0, dtype=torch.int64)
+        return torch.randperm(total, generator=generator, device=device)[:count].sort().values
+    flat = torch.empty(0, dtype=torch.int64, device=device)
     while flat.numel() < count:
-        drawn = torch.randint(total, (2 * (count - flat.numel()),), generator=generator)
+        drawn = torch.randint(total, (2 * (count - flat.numel()),), generator=generator, device=device)
         flat = torch.cat([flat, drawn]).unique()
-    kept = torch.randperm(flat.numel(), generator=generator)[:count]
+    kept = torch.randperm(flat.numel(), generator=generator, device=device)[:count]
     return flat[kept].sort().values
