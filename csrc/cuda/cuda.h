@@ -17,8 +17,11 @@
 #endif
 
 // Returns from a launcher at the first error.
-#define SK_TRY(expression) \
-  if (const ::sk::Status sk_status = (expression); sk_status != ::sk::kOk) return sk_status
+#define SK_TRY(expression)                        \
+  do {                                            \
+    const ::sk::Status sk_status = (expression);  \
+    if (sk_status != ::sk::kOk) return sk_status; \
+  } while (false)
 
 namespace sk {
 namespace cuda {
