@@ -92,8 +92,9 @@ def kernels(stem: str) -> dict[str, list[Kernel]]:
     found = {}
     for arch, text in usage.items():
         bodies = dict(re.findall(r"Function : (\w+)\n(.*?)(?=Function : |\Z)", code[arch], re.DOTALL))
+        wide = {name: len(re.findall(r"\bLDG\.E\.(?:\w+\.)*128\b", body)) for name, body in bodies.items()}
         found[arch] = [
-            Kernel(name, int(stack), int(local), int(shared), len(re.findall(r"\bLDG\.E\.(?:\w+\.)*128\b", bodies[name])))
+            Kernel(name, int(stack), int(local), int(shared), wide[name])
             for name, stack, shared, local in re.findall(
                 r"Function (\w+):\n\s*REG:\d+ STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)", text
             )
