@@ -124,6 +124,11 @@ class Run:
         return re.sub(r"\W+", "_", name.lower()) + ("_tiny" if self.tiny else "")
 
     @property
+    def title(self) -> str:
+        name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "CPU"
+        return f"{name}, torch {torch.__version__}, CUDA {cuda_versions() or 'none'}"
+
+    @property
     def table(self) -> Path:
         return self.results / f"{self.name}.csv"
 
@@ -268,7 +273,11 @@ def measure_group(run: Run, group: str, until: float) -> int:
         if case not in done:
             if time.time() > until:
                 return STOPPED
-            timings, failed, baseline = measure(BUILDERS[case.op], case, run.device)
+            try:
+                timings, failed, baseline = measure(BUILDERS[case.op], case, run.device)
+            except torch.OutOfMemoryError as error:
+                print(case, str(error).splitlines()[0], flush=True)
+                continue
             print(case, {name: f"{t.median_ms:.3f} ms" for name, t in timings.items()}, failed, flush=True)
             wrong = any(is_wrong(name, why) for name, why in failed.items())
             status |= wrong
@@ -315,8 +324,7 @@ def write_report(run: Run) -> int:
     results = read_results(run.table) if run.table.exists() else []
     steps = {name: how for name, how in summary(run).items() if name != "report"}
     run.results.mkdir(parents=True, exist_ok=True)
-    title = f"{run.name}, torch {torch.__version__}, CUDA {cuda_versions()}"
-    (run.results / f"{run.name}.md").write_text(markdown(results, title, steps))
+    (run.results / f"{run.name}.md").write_text(markdown(results, run.title, steps))
     plot(results, run.results / f"{run.name}.png")
     return 0
 
@@ -354,7 +362,7 @@ def main(arguments: list[str]) -> int:
     if asked.device.type == "cuda" and not find_nvcc():
         print("benchmarks/gpu.py: nvcc not found: put it on the PATH, or set CUDACXX", file=sys.stderr)
         return 2
-    run = Run(asked.device, asked.tiny, asked.results)
+    run = Run(asked.device, asked.tiny, asked.results.absolute())
     if asked.list or asked.dry_run:
         show_plan(run, with_cases=asked.dry_run)
         return 0

@@ -222,6 +222,15 @@ def test_a_wrong_result_fails_and_leaves_no_row(run: gpu.Run, monkeypatch: pytes
     assert not run.table.exists()
 
 
+def test_a_case_too_large_to_set_up_is_left_out(run: gpu.Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def measured(build: object, case: cases.Case, device: torch.device) -> tuple[dict, dict[str, str], str]:
+        raise torch.OutOfMemoryError("CUDA out of memory.\nTried")
+
+    monkeypatch.setattr("sparsekern.bench.measure.measure", measured)
+    assert gpu.measure_group(run, "training", time.time() + 1000) == 0
+    assert not run.table.exists()
+
+
 def test_training_goes_on_to_smaller_batches_until_dense_fits(run: gpu.Run, monkeypatch: pytest.MonkeyPatch) -> None:
     from sparsekern.bench.timer import Timing
 
