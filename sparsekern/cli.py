@@ -188,7 +188,7 @@ def main() -> None:
     warnings.showwarning = _show_warning  # type: ignore[assignment]
     try:
         app()
-    except (ValueError, OSError, TrainingError, CheckpointError) as error:
+    except (ValueError, OSError, TrainingError, CheckpointError, torch.OutOfMemoryError) as error:
         errors.print(f"sparsekern: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         sys.exit(2)
 

@@ -158,6 +158,17 @@ def test_bad_settings(
     assert not (tmp_path / "run").exists()
 
 
+def test_a_device_with_too_little_memory(
+    sources: Path, tmp_path: Path, sparsekern_: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def too_large(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB")
+
+    monkeypatch.setattr("sparsekern.models.GPT.loss", too_large)
+    result = sparsekern_("train", sources, f"--run={tmp_path / 'run'}", *options())
+    refused(result, "CUDA out of memory. Tried to allocate 9 GiB")
+
+
 def test_missing_sources(tmp_path: Path, sparsekern_: Callable[..., Result]) -> None:
     result = sparsekern_("train", tmp_path / "none", f"--run={tmp_path / 'run'}")
     refused(result, "sources: expected a file, a folder with *.py files or a pattern")

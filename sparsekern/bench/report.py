@@ -126,14 +126,8 @@ def markdown(results: list[Result], title: str, steps: Mapping[str, str]) -> str
     lines += ["", "| goal | wanted | measured | met |", "| --- | --- | --- | --- |"]
     lines += [goal.line(ours(results)) for goal in GOALS]
     for op in dict.fromkeys(r.case.op for r in results):
-        lines += ["", f"## {op}", "", *table([r for r in results if r.case.op == op])]
-        if op in LINEAR:
-            lines += [
-                "",
-                "Density at which dense is as fast:",
-                "",
-                *break_evens([r for r in results if r.case.op == op]),
-            ]
+        of_op = [r for r in results if r.case.op == op]
+        lines += ["", f"## {op}", "", *table(of_op), *(break_evens(of_op) if op in LINEAR else [])]
     return "\n".join(lines) + "\n"
 
 
@@ -158,13 +152,20 @@ def table(results: list[Result]) -> list[str]:
 
 
 def break_evens(results: list[Result]) -> list[str]:
-    lines = ["| dtype | tokens | n x k | density |", "| --- | --- | --- | --- |"]
+    """A table of the densities at which dense is as fast, where they are known."""
+    lines = []
     of_ours = ours(results)
     for dtype, tokens, n, k in dict.fromkeys((r.case.dtype, r.case.tokens, r.case.n, r.case.k) for r in of_ours):
         at = break_even(matching(of_ours, {"dtype": dtype, "tokens": tokens, "n": n, "k": k}))
         if at is not None:
             lines.append(f"| {dtype} | {tokens} | {n} x {k} | {show(at, '%')} |")
-    return lines
+    head = [
+        "Density at which dense is as fast:",
+        "",
+        "| dtype | tokens | n x k | density |",
+        "| --- | --- | --- | --- |",
+    ]
+    return ["", *head, *lines] if lines else []
 
 
 def plot(results: list[Result], path: Path) -> bool:
