@@ -1,5 +1,5 @@
-# make setup | demo | test | lint | clean.  PYTHON chooses the interpreter (3.11 or later); one that has torch already is
-# used as it is, without the network, through a virtual environment that sees its packages.
+# make setup | demo | test | lint | gpu | clean.  PYTHON chooses the interpreter (3.11 or later); one that has torch
+# already is used as it is, without the network, through a virtual environment that sees its packages.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -7,7 +7,7 @@ SOURCES := $(shell find csrc -type f) CMakeLists.txt setup.py pyproject.toml
 # CPU builds of torch live on an index of their own; the default index has the multi-gigabyte CUDA builds.
 TORCH_INDEX := --retries 0 --extra-index-url https://download.pytorch.org/whl/cpu
 
-.PHONY: setup demo test lint clean
+.PHONY: setup demo test lint gpu clean
 setup: $(VENV)/.built
 
 $(VENV)/.packages: requirements-dev.txt
@@ -16,7 +16,9 @@ $(VENV)/.packages: requirements-dev.txt
 	@$(PYTHON) -c 'import os, sys, sysconfig; sys.exit(not os.path.exists(sysconfig.get_path("include") + "/Python.h"))' || { echo "sparsekern: Python's headers are missing: apt install python3-dev"; exit 1; }
 	@if $(PYTHON) -c 'import torch' 2>/dev/null; then \
 	  echo "using the torch of $(PYTHON)"; \
-	  $(PYTHON) -m venv --system-site-packages --without-pip $(VENV); \
+	  $(PYTHON) -m venv --system-site-packages --without-pip $(VENV) && \
+	  $(PYTHON) -c 'import site; print(*site.getsitepackages(), sep="\n")' \
+	    >"$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/outer.pth"; \
 	else \
 	  $(PYTHON) -c 'import ensurepip' 2>/dev/null || { echo "sparsekern: Python's venv is missing: apt install python3-venv"; exit 1; }; \
 	  $(PYTHON) -m venv $(VENV) && \
@@ -38,6 +40,10 @@ test: setup
 lint: setup
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 	$(BIN)/clang-format --dry-run --Werror $$(find csrc -name "*.h" -o -name "*.cpp" -o -name "*.cu")
+
+# On a machine with a GPU, offline and in place, with the packages of $(PYTHON); see docs/gpu.md for ARGS.
+gpu:
+	@$(PYTHON) benchmarks/gpu.py $(ARGS)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info sparsekern/*.so

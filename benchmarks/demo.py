@@ -60,12 +60,12 @@ def step_times(trainer: Trainer) -> tuple[float, float]:
     for group in trainer.optimizer.param_groups:
         group["lr"] = 1e-4
 
-    def sparse_step() -> float:
+    def sparse_step() -> torch.Tensor:
         loss = trainer.model.loss(ids, targets)
         trainer.optimizer.zero_grad()
         loss.backward()
         trainer.optimizer.step()
-        return loss.item()
+        return loss.detach()
 
     ours, theirs = sparse_step(), dense(ids, targets)
     assert abs(ours - theirs) < 1e-3, f"the two models disagree: {ours} and {theirs}"

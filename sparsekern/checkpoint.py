@@ -61,7 +61,7 @@ def save_weights(path: Path, model: nn.Module, meta: dict[str, Any]) -> None:
 
 
 def _write(path: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
-    contiguous = {name: t.contiguous() for name, t in tensors.items()}
+    contiguous = {name: t.cpu().contiguous() for name, t in tensors.items()}
     write_atomically(path, lambda to: save_file(contiguous, to, metadata={_META: json.dumps(meta)}))
 
 
@@ -71,7 +71,7 @@ def read_meta(path: Path) -> dict[str, Any]:
 
 
 def load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> dict[str, Any]:
-    """Fill ``model``, and ``optimizer`` if given, from a checkpoint; returns its ``meta``.
+    """Fill ``model``, and ``optimizer`` if given, on their devices, from a checkpoint; returns its ``meta``.
 
     Raises:
         CheckpointError: the file is missing, damaged, or does not fit the model.
@@ -85,7 +85,7 @@ def load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer | None =
     if optimizer is not None:
         for name, p in model.named_parameters():
             prefix = f"{_OPTIMIZER}{name}."
-            moments = {key.removeprefix(prefix): t for key, t in tensors.items() if key.startswith(prefix)}
+            moments = {key.removeprefix(prefix): t.to(p.device) for key, t in tensors.items() if key.startswith(prefix)}
             if moments:
                 optimizer.state[p] = moments
     return meta

@@ -18,6 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from . import build_info, gpu_backend, keep_freed_memory
 from .checkpoint import CheckpointError
 from .data import END_OF_TEXT, load_tokenizer
+from .device import find_device
 from .train import PRESETS, TOKENIZER, Step, TrainConfig, Trainer, TrainingError, load_model
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__)
@@ -44,6 +45,8 @@ def train(
     batch: Annotated[int | None, typer.Option(help="Sequences per step.")] = None,
     min_alive: Annotated[int | None, typer.Option(help="Nonzeros that every neuron keeps.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of weights and data.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="Of the activations: f32, or on a GPU bf16.")] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
 ) -> None:
     """Train a weight-sparse GPT. Ctrl-C saves and ends; --resume goes on."""
     folder = run or Path("runs") / preset
@@ -54,11 +57,11 @@ def train(
         raise ValueError(f"--resume takes its settings from {folder}; leave out {', '.join(overrides) or 'sources'}")
     keep_freed_memory()
     if resume:
-        trainer = Trainer.resume(folder)
+        trainer = Trainer.resume(folder, device=device)
     else:
         config = dataclasses.replace(PRESETS[preset], sources=_absolute(sources or []), **overrides)
         with console.status("Reading the corpus..."):
-            trainer = Trainer(config, folder)
+            trainer = Trainer(config, folder, device=device)
     train_with_progress(trainer)
 
 
@@ -96,7 +99,8 @@ def train_with_progress(trainer: Trainer) -> None:
     finally:
         signal.signal(signal.SIGINT, previous)
     if trainer.step < trainer.config.steps:
-        go_on = f"sparsekern train --resume --run {trainer.folder}"
+        on_device = "" if trainer.device.type == "cpu" else f" --device {trainer.device}"
+        go_on = f"sparsekern train --resume --run {trainer.folder}{on_device}"
         console.print(f"Stopped at step {trainer.step}; saved. Go on with: {go_on}", markup=False, soft_wrap=True)
     else:
         text = f"Best held-out loss {trainer.best:.4f} nats per token; everything is in {trainer.folder}"
@@ -133,20 +137,24 @@ def sample(
     tokens: Annotated[int, typer.Option(help="Tokens to add at most.")] = 120,
     temperature: Annotated[float, typer.Option(help="0 takes the likeliest token.")] = 0.7,
     seed: Annotated[int, typer.Option(help="Seed of the sampling.")] = 0,
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
 ) -> None:
     """Complete a prompt with a run's best model."""
-    typer.echo(complete(run, prompt, tokens, temperature, seed))  # as it is: the console would wrap and replace
+    text = complete(run, prompt, tokens, temperature, seed, find_device(device))
+    typer.echo(text)  # as it is: the console would wrap and replace
 
 
-def complete(run: Path, prompt: str, tokens: int, temperature: float, seed: int) -> str:
+def complete(
+    run: Path, prompt: str, tokens: int, temperature: float, seed: int, device: torch.device | str = "cpu"
+) -> str:
     """``prompt`` and what the run's best model adds to it."""
     if not prompt:
         raise ValueError("prompt must not be empty")
     if tokens < 0 or temperature < 0:
         raise ValueError(f"tokens and temperature must not be negative, got {tokens} and {temperature}")
-    model, tokenizer = load_model(run), load_tokenizer(run / TOKENIZER)
-    ids = torch.tensor([tokenizer.encode(prompt).ids])
-    generator = torch.Generator().manual_seed(seed)
+    model, tokenizer = load_model(run, device), load_tokenizer(run / TOKENIZER)
+    ids = torch.tensor([tokenizer.encode(prompt).ids], device=device)
+    generator = torch.Generator(device).manual_seed(seed)
     stop = tokenizer.token_to_id(END_OF_TEXT)
     out = model.generate(ids, tokens, temperature=temperature, generator=generator, stop=stop)
     return tokenizer.decode(out[0].tolist())
@@ -162,6 +170,7 @@ def info() -> None:
         "CPU kernels": f"{', '.join(built['cpu_isas'])}; this CPU has {built['cpu_isa_detected']}",
         "in use": built["cpu_isa"],
         "GPU kernels": gpu_backend(),
+        "GPU": torch.cuda.get_device_name() if torch.cuda.is_available() else "none that torch sees",
     }
     for name in ("matplotlib", "rich", "safetensors", "tokenizers", "typer"):
         if importlib.util.find_spec(name) is None:
@@ -179,7 +188,7 @@ def main() -> None:
     warnings.showwarning = _show_warning  # type: ignore[assignment]
     try:
         app()
-    except (ValueError, OSError, TrainingError, CheckpointError) as error:
+    except (ValueError, OSError, TrainingError, CheckpointError, torch.OutOfMemoryError) as error:
         errors.print(f"sparsekern: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         sys.exit(2)
 

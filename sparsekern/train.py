@@ -6,13 +6,14 @@ and ``tokenizer.json``.
 """
 
 import json
+import math
 import shutil
 import time
 import warnings
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 import torch
@@ -21,8 +22,10 @@ from torch import Tensor, nn
 from . import checkpoint
 from ._native import cpu_isa
 from .data import Corpus, bigram_probabilities, held_out_batches, load_corpus, sample_batch
+from .device import find_device, repeatable
 from .models import GPT, GPTConfig
 from .nn import SparseWeight
+from .ops import check_status
 from .optim import Anneal, SparseAdamW, param_groups, sharkfin, warmup_decay
 
 CONFIG, METRICS, LAST, BEST, TOKENIZER, PLOT = (
@@ -34,6 +37,7 @@ CONFIG, METRICS, LAST, BEST, TOKENIZER, PLOT = (
     "loss.png",
 )
 EMBEDDING_REFERENCE_WIDTH = 256  # the published recipe keeps d_model / 256 times the density in embeddings
+STEPS_PER_READ = {"cpu": 1, "cuda": 16}  # a GPU works ahead of the host, which waits for it only where it reads
 
 
 class TrainingError(Exception):
@@ -56,6 +60,7 @@ class TrainConfig:
         min_alive: nonzeros that every neuron keeps.
         eval_every, eval_windows: steps between held-out evaluations, and their size in sequences.
         save_every: steps between checkpoints.
+        dtype: of the activations: "f32", or on a GPU "bf16" (autocast; weights stay float32).
     """
 
     sources: tuple[str, ...] = ()
@@ -82,6 +87,7 @@ class TrainConfig:
     eval_every: int = 100
     eval_windows: int = 64
     save_every: int = 200
+    dtype: str = "f32"
 
     def __post_init__(self) -> None:
         for name in ("context", "batch", "steps", "eval_every", "eval_windows", "save_every"):
@@ -95,6 +101,8 @@ class TrainConfig:
             raise ValueError(f"min_alive must not be negative, got {self.min_alive}")
         if self.bigram not in ("learned", "counts"):
             raise ValueError(f"bigram must be learned or counts, got {self.bigram!r}")
+        if self.dtype not in ("f32", "bf16"):
+            raise ValueError(f"dtype must be f32 or bf16, got {self.dtype!r}")
         self.schedule, self.model  # noqa: B018 - these check themselves
 
     @property
@@ -175,6 +183,18 @@ class Step:
     held_out: float | None = None
 
 
+@dataclass(frozen=True)
+class _Taken:
+    """A step that was asked for; on a GPU its numbers may still be on their way."""
+
+    step: int
+    loss: Tensor
+    gradient_rms: Tensor
+    lr: float
+    density: float
+    nnz: int
+
+
 class Trainer:
     """A run: its model, optimizer, data and folder. ``for step in trainer.run(): ...`` trains.
 
@@ -182,15 +202,24 @@ class Trainer:
         config: what to train.
         folder: the run folder; made if it does not exist.
         resume: go on from the folder's last checkpoint.
+        device: "cpu", "cuda" or "cuda:1"; a run may go on on another one.
+
+    Attributes:
+        steps_per_read: steps after which losses are read, checked, logged and yielded, together; also read at every
+            evaluation and checkpoint.
 
     Raises:
-        TrainingError: the folder already holds another run, or none to resume.
-        ValueError: a density too low for ``min_alive``, or a corpus that does not fit.
+        TrainingError: the folder already holds another run, or none to resume, or the dtype needs a GPU.
+        ValueError: a density too low for ``min_alive``, a corpus that does not fit, or no such device.
     """
 
-    def __init__(self, config: TrainConfig, folder: Path, *, resume: bool = False) -> None:
+    def __init__(self, config: TrainConfig, folder: Path, *, resume: bool = False, device: str = "cpu") -> None:
         self.config = config
         self.folder = folder
+        self.device = find_device(device)
+        self.steps_per_read = STEPS_PER_READ[self.device.type]
+        if config.dtype != "f32" and self.device.type == "cpu":
+            raise TrainingError(f"dtype {config.dtype} needs a GPU (--device cuda): the CPU kernels compute in float32")
         if not resume and (folder / LAST).exists():
             raise TrainingError(f"{folder} already holds a run: resume it, or choose another folder")
         self.corpus: Corpus = load_corpus(config.sources or None, vocab_size=config.vocab_size)
@@ -201,7 +230,10 @@ class Trainer:
         self._check_floor()
         if config.bigram == "counts":
             count_bigrams_(self.model, self.corpus.train)
+        self.model.to(self.device)
         self.optimizer = SparseAdamW(param_groups(self.model), lr=config.lr, weight_decay=config.weight_decay)
+        self._taken: list[_Taken] = []  # since numbers were last read
+        self._started = 0.0  # when the first of them was
         self.step = 0  # steps done
         self.saved = -1  # the step of the last checkpoint
         self.best = float("inf")
@@ -216,7 +248,7 @@ class Trainer:
             (folder / METRICS).write_text("")
 
     @classmethod
-    def resume(cls, folder: Path) -> "Trainer":
+    def resume(cls, folder: Path, *, device: str = "cpu") -> "Trainer":
         """The run in ``folder``, as its last checkpoint left it."""
         if not (folder / LAST).exists():
             raise TrainingError(f"{folder} holds no checkpoint to resume ({LAST} is missing)")
@@ -224,7 +256,7 @@ class Trainer:
             config = TrainConfig.from_json((folder / CONFIG).read_text())
         except (OSError, ValueError, TypeError) as error:
             raise TrainingError(f"could not read {folder / CONFIG}: {error}") from error
-        return cls(config, folder, resume=True)
+        return cls(config, folder, resume=True, device=device)
 
     # ---- the loop
 
@@ -237,48 +269,91 @@ class Trainer:
         """
         with open(self.folder / METRICS, "a", buffering=1) as metrics:
             while self.step < self.config.steps and not self.stop_requested:
-                result = self._train_step()
-                metrics.write(json.dumps(asdict(result)) + "\n")
-                if self.step % self.config.save_every == 0:
-                    self.save()
-                yield result
+                self._train_step()
+                if self._is_time_to_read():
+                    yield from self._report(metrics)
+            if self._taken:
+                yield from self._report(metrics)
         if self.saved != self.step:
             self.save()
 
-    def _train_step(self) -> Step:
-        started = time.perf_counter()
+    def _train_step(self) -> None:
+        if not self._taken:
+            self._started = time.perf_counter()
         config = self.config
         density, lr = self._set_schedule()
-        ids, targets = sample_batch(
+        batch = sample_batch(
             self.corpus.train, batch=config.batch, context=config.context, seed=config.seed, step=self.step
         )
-        loss = self.model.loss(ids, targets)
-        self._require_finite(loss, ids)
-        self.optimizer.zero_grad()
-        loss.backward()
-        self._require_finite(self.optimizer.gradient_rms(), ids)
-        try:
-            self.optimizer.step()
-        except RuntimeError as error:
-            raise TrainingError(f"step {self.step + 1}: {first_nonfinite(self.model, ids) or error}") from error
-        seconds = time.perf_counter() - started
+        ids, targets = self._to_device(*batch)
+        with repeatable(self.device):
+            with self._autocast():
+                loss = self.model.loss(ids, targets)
+            self._require_finite(loss, ids)
+            self.optimizer.zero_grad()
+            loss.backward()
+            gradient_rms = self.optimizer.gradient_rms()
+            self._require_finite(gradient_rms, ids)
+            try:
+                self.optimizer.step()
+            except RuntimeError as error:
+                raise TrainingError(f"step {self.step + 1}: {self._first_nonfinite(ids) or error}") from error
         self.step += 1
-        held_out = None
-        if self.step % config.eval_every == 0 or self.step == config.steps:
-            held_out = self.evaluate()
-            at_target = density <= config.density or self.step == config.steps
-            if at_target and held_out < self.best:  # a denser model may well have been better
-                self.best = held_out
-                checkpoint.save_weights(self.folder / BEST, self.model, self._meta())
-        return Step(
-            step=self.step,
-            loss=loss.item(),
-            lr=lr,
-            density=density,
-            nnz=sum(w.nnz for w in self.sparse_weights),
-            tokens_per_second=ids.numel() / seconds,
-            held_out=held_out,
+        nnz = sum(w.nnz for w in self.sparse_weights)
+        self._taken.append(_Taken(self.step, loss.detach(), gradient_rms, lr, density, nnz))
+
+    def _is_time_to_read(self) -> bool:
+        return (
+            len(self._taken) >= self.steps_per_read
+            or self.step == self.config.steps
+            or self.step % self.config.eval_every == 0
+            or self.step % self.config.save_every == 0
         )
+
+    def _report(self, metrics: TextIO) -> list[Step]:
+        """Log and return the steps since the last time; evaluate and save where it is time for that."""
+        steps = self._read()
+        if self.step % self.config.eval_every == 0 or self.step == self.config.steps:
+            steps[-1] = replace(steps[-1], held_out=self.evaluate())
+            self._keep_best(steps[-1])
+        metrics.writelines(json.dumps(asdict(step)) + "\n" for step in steps)
+        if self.step % self.config.save_every == 0:
+            self.save()
+        return steps
+
+    def _read(self) -> list[Step]:
+        """Wait for the steps taken, and check their numbers: those that were not checked on the way."""
+        taken, self._taken = self._taken, []
+        losses, gradient_rms = torch.stack([torch.stack((t.loss, t.gradient_rms)) for t in taken]).T.tolist()
+        for t, *numbers in zip(taken, losses, gradient_rms, strict=True):
+            if not all(map(math.isfinite, numbers)):
+                raise TrainingError(f"step {t.step}: loss {numbers[0]}, root mean square of the gradient {numbers[1]}")
+        try:
+            check_status()
+        except RuntimeError as error:
+            raise TrainingError(f"step {self.step}: {error}") from error
+        seconds = time.perf_counter() - self._started
+        tokens_per_second = len(taken) * self.config.batch * self.config.context / seconds
+        return [
+            Step(t.step, loss, t.lr, t.density, t.nnz, tokens_per_second) for t, loss in zip(taken, losses, strict=True)
+        ]
+
+    def _keep_best(self, step: Step) -> None:
+        """Save the model if it is the best one at the target density: a denser one may well have been better."""
+        assert step.held_out is not None
+        at_target = step.density <= self.config.density or step.step == self.config.steps
+        if at_target and step.held_out < self.best:
+            self.best = step.held_out
+            checkpoint.save_weights(self.folder / BEST, self.model, self._meta())
+
+    def _to_device(self, *tensors: Tensor) -> list[Tensor]:
+        """Copies for which the host does not wait."""
+        if self.device.type == "cpu":
+            return list(tensors)
+        return [t.pin_memory().to(self.device, non_blocking=True) for t in tensors]
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.dtype == "bf16")
 
     @property
     def sparse_weights(self) -> list[SparseWeight]:
@@ -303,8 +378,12 @@ class Trainer:
         batches = held_out_batches(
             self.corpus.held_out, batch=config.batch, context=config.context, count=config.eval_windows
         )
-        total = sum(self.model.loss(ids, targets).item() * len(ids) for ids, targets in batches)
-        return total / config.eval_windows
+        total = torch.zeros((), dtype=torch.float64, device=self.device)
+        for batch in batches:
+            ids, targets = self._to_device(*batch)
+            with repeatable(self.device), self._autocast():
+                total += self.model.loss(ids, targets).double() * len(ids)
+        return total.item() / config.eval_windows
 
     # ---- safety
 
@@ -326,9 +405,13 @@ class Trainer:
                     )
 
     def _require_finite(self, number: Tensor, ids: Tensor) -> None:
-        if not torch.isfinite(number):
-            what = first_nonfinite(self.model, ids) or "a sum of finite numbers is not finite"
+        if self.steps_per_read == 1 and not torch.isfinite(number):  # otherwise when it is read
+            what = self._first_nonfinite(ids) or "a sum of finite numbers is not finite"
             raise TrainingError(f"step {self.step + 1}: {what}")
+
+    def _first_nonfinite(self, ids: Tensor) -> str | None:
+        with self._autocast():
+            return first_nonfinite(self.model, ids)
 
     # ---- the folder
 
@@ -338,9 +421,14 @@ class Trainer:
             "best": None if self.best == float("inf") else self.best,
             "corpus": self.corpus.folder.name,
             "model": asdict(self.config.model),
-            "cpu_isa": cpu_isa(),
-            "threads": torch.get_num_threads(),
+            **self._hardware(),
         }
+
+    def _hardware(self) -> dict[str, Any]:
+        """What the last digits of the losses depend on."""
+        if self.device.type == "cuda":
+            return {"device": torch.cuda.get_device_name(self.device)}
+        return {"device": "cpu", "cpu_isa": cpu_isa(), "threads": torch.get_num_threads()}
 
     def save(self) -> None:
         """Write the last checkpoint, and draw the loss curve."""
@@ -354,11 +442,10 @@ class Trainer:
             raise TrainingError(
                 f"the corpus has changed since the run began: {meta['corpus']} then, {self.corpus.folder.name} now"
             )
-        here = self._meta()
-        for key in ("cpu_isa", "threads"):
-            if meta[key] != here[key]:
+        for key, now in self._hardware().items():
+            if meta.get(key, now) != now:
                 warnings.warn(
-                    f"the run used {key}={meta[key]}, now it is {here[key]}: losses will differ in the last digits",
+                    f"the run used {key}={meta[key]}, now it is {now}: losses will differ in the last digits",
                     stacklevel=3,
                 )
         self.step = meta["step"]
@@ -439,7 +526,7 @@ def plot_losses(folder: Path) -> None:
     checkpoint.write_atomically(folder / PLOT, lambda to: figure.savefig(to, format="png", dpi=120))
 
 
-def load_model(folder: Path) -> GPT:
+def load_model(folder: Path, device: str | torch.device = "cpu") -> GPT:
     """The best model of a run, with its sparse weights as their nonzeros; before there is one, the last.
 
     Raises:
@@ -449,4 +536,4 @@ def load_model(folder: Path) -> GPT:
     meta = checkpoint.read_meta(path)
     model = GPT(GPTConfig(**meta["model"]))
     checkpoint.load(path, model)
-    return model.eval()
+    return model.to(device).eval()

@@ -121,6 +121,7 @@ def test_resume_takes_no_other_settings(finished: Path, sources: Path, sparseker
     resume = ["train", "--resume", f"--run={finished}"]
     refused(sparsekern_(*resume, "--steps=20", "--lr=1"), start + "steps, lr")
     refused(sparsekern_(*resume, sources), start + "sources")
+    refused(sparsekern_(*resume, "--dtype=bf16"), start + "dtype")
 
 
 def test_nothing_to_resume(tmp_path: Path, sparsekern_: Callable[..., Result]) -> None:
@@ -146,6 +147,8 @@ def test_an_existing_run(finished: Path, sources: Path, sparsekern_: Callable[..
         ({"d-model": 30}, "d_model must be a multiple of d_head, got 30 and 16"),
         ({"vocab-size": 100}, "vocab_size: expected at least 257, got 100"),
         ({"context": 5000}, "context must be below the 298 held-out tokens, got 5000"),
+        ({"dtype": "bf16"}, "dtype bf16 needs a GPU (--device cuda)"),
+        ({"device": "cuda:9"}, "--device cuda:9: torch sees"),
     ],
 )
 def test_bad_settings(
@@ -153,6 +156,17 @@ def test_bad_settings(
 ) -> None:
     refused(sparsekern_("train", sources, f"--run={tmp_path / 'run'}", *options(**changes)), message)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_device_with_too_little_memory(
+    sources: Path, tmp_path: Path, sparsekern_: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def too_large(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB")
+
+    monkeypatch.setattr("sparsekern.models.GPT.loss", too_large)
+    result = sparsekern_("train", sources, f"--run={tmp_path / 'run'}", *options())
+    refused(result, "CUDA out of memory. Tried to allocate 9 GiB")
 
 
 def test_missing_sources(tmp_path: Path, sparsekern_: Callable[..., Result]) -> None:
@@ -344,6 +358,11 @@ def test_sample_refuses(finished: Path, sparsekern_: Callable[..., Result], argu
     refused(sparsekern_(*arguments, f"--run={finished}"), message)
 
 
+def test_devices_that_are_not_there(finished: Path, sparsekern_: Callable[..., Result]) -> None:
+    for command in (["train", "--resume"], ["sample", "x"]):
+        refused(sparsekern_(*command, f"--run={finished}", "--device=cuda:9"), "--device cuda:9: torch sees")
+
+
 def test_sample_without_a_run(tmp_path: Path, sparsekern_: Callable[..., Result]) -> None:
     refused(sparsekern_("sample", "x", f"--run={tmp_path}"), f"could not read {tmp_path}/last.safetensors: ")
 
@@ -360,6 +379,14 @@ def test_info(sparsekern_: Callable[..., Result]) -> None:
     assert f"{', '.join(built['cpu_isas'])}; this CPU has {built['cpu_isa_detected']}" in result.text
     assert f"in use {sparsekern.cpu_isa()}" in result.text
     assert "missing" not in result.text
+
+
+def test_info_on_a_gpu(sparsekern_: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H100")
+    assert "GPU NVIDIA H100" in sparsekern_("info").text
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert "GPU none that torch sees" in sparsekern_("info").text
 
 
 def test_info_names_what_is_missing(sparsekern_: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ import ast
 import re
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -188,8 +189,8 @@ def test_library_needs_no_unstable_torch_symbol() -> None:
 
 
 def kernel_objects() -> list[Path]:
-    newest = max((path for path in ROOT.glob("build/*") if path.is_dir()), key=lambda path: path.stat().st_mtime)
-    return sorted(newest.glob("CMakeFiles/sparsekern_cpu_*.dir/**/*.o"))
+    build = ROOT / "build" / f"{sysconfig.get_platform()}-{sys.implementation.cache_tag}"  # as in setup.py
+    return sorted(build.glob("CMakeFiles/sparsekern_cpu_*.dir/**/*.o"))
 
 
 def test_kernels_share_no_inline_function() -> None:

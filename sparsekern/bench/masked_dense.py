@@ -55,10 +55,14 @@ class MaskedDenseStep:
     Args:
         sparse: the model that tells which parameters are projected, to how many nonzeros, with which floors.
         dense: its :func:`masked_dense_copy`.
+        dtype: of the activations, by autocast.
     """
 
-    def __init__(self, sparse: GPT, dense: GPT, lr: float, weight_decay: float = 0.1) -> None:
+    def __init__(
+        self, sparse: GPT, dense: GPT, lr: float, weight_decay: float = 0.1, dtype: torch.dtype = torch.float32
+    ) -> None:
         self.model = dense
+        self.dtype = dtype
         self.weight_decay = weight_decay
         self.projected: list[tuple[nn.Parameter, SparseWeight]] = [
             (dense.get_parameter(f"{name}.weight"), module.weight)
@@ -70,9 +74,10 @@ class MaskedDenseStep:
         self.decayed: list[Tensor] = [p for name, p in dense.named_parameters() if p.dim() > 1 and name not in spared]
         self.adam = torch.optim.Adam(self.parameters, lr=lr, betas=(0.9, 0.95), eps=0.1, fused=True)
 
-    def __call__(self, ids: Tensor, targets: Tensor) -> float:
+    def __call__(self, ids: Tensor, targets: Tensor) -> Tensor:
         """Forward, backward and update; returns the loss before it."""
-        loss = self.model.loss(ids, targets)
+        with torch.autocast(ids.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
+            loss = self.model.loss(ids, targets)
         self.adam.zero_grad()
         loss.backward()
         with torch.no_grad():
@@ -83,4 +88,4 @@ class MaskedDenseStep:
             for p, weight in self.projected:
                 project_(p, weight.budget, weight.floor, weight.axis)
             torch._foreach_mul_(self.decayed, 1 - self.adam.param_groups[0]["lr"] * self.weight_decay)
-        return loss.item()
+        return loss.detach()

@@ -24,7 +24,7 @@ def test_five_steps_of_both_models_give_the_same_losses_and_supports() -> None:
         loss.backward()
         optimizer.step()
         # not bit for bit: torch.topk decides ties between zeros, and so some gradients, as it likes
-        assert dense(ids[:, :-1], ids[:, 1:]) == pytest.approx(loss.item(), abs=1e-3)
+        assert dense(ids[:, :-1], ids[:, 1:]).item() == pytest.approx(loss.item(), abs=1e-3)
     for projected, weight in dense.projected:
         assert int((projected != 0).sum()) <= weight.nnz
         assert torch.equal(projected != 0, weight.master != 0)

@@ -1,0 +1,193 @@
+"""The report on a CSV file of GPU benchmarks: goals, tables, the density at which dense wins, a picture."""
+
+import csv
+import importlib.util
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from pathlib import Path
+
+from .cases import LINEAR, MODEL, SHAPE
+from .measure import COPY, DENSE, Case
+
+OURS = "sparsekern "
+
+
+@dataclass(frozen=True)
+class Result:
+    """A row: the case, the contender and its median, and how many times as fast it is as others."""
+
+    case: Case
+    contender: str
+    median_ms: float
+    vs: Mapping[str, float]  # "dense", "torch", "copy"; only those that were timed
+
+
+def read_results(path: Path) -> list[Result]:
+    """The last row of every case and contender."""
+    latest: dict[tuple[Case, str], Result] = {}
+    with open(path, newline="") as file:
+        for row in csv.DictReader(file):
+            case = case_of(row)
+            vs = {name: float(row[f"vs_{name}"]) for name in ("dense", "torch", "copy") if row[f"vs_{name}"]}
+            latest[case, row["contender"]] = Result(case, row["contender"], float(row["median_ms"]), vs)
+    return list(latest.values())
+
+
+def case_of(row: Mapping[str, str]) -> Case:
+    """The case that a row belongs to."""
+    tokens, n, k = (int(row[name]) for name in ("tokens", "n", "k"))
+    return Case(row["op"], row["dtype"], tokens, n, k, float(row["density"]))
+
+
+def ours(results: Iterable[Result]) -> list[Result]:
+    """Rows of our default backend: the first of ours that a case has."""
+    first: dict[Case, Result] = {}
+    for r in results:
+        if r.contender.startswith(OURS):
+            first.setdefault(r.case, r)
+    return list(first.values())
+
+
+def break_even(results: Iterable[Result]) -> float | None:
+    """The density at which we are as fast as the dense contender, on the straight line between two measured densities
+    in logarithmic scales; 0 or infinity where dense, or we, win at every density; None without two densities."""
+    points = sorted((r.case.density, r.vs["dense"]) for r in results if "dense" in r.vs)
+    if len(points) < 2:
+        return None
+    for (d0, v0), (d1, v1) in pairwise(points):
+        if v0 >= 1 > v1:
+            t = math.log(v0) / (math.log(v0) - math.log(v1))
+            return math.exp(math.log(d0) + t * (math.log(d1) - math.log(d0)))
+    return math.inf if points[-1][1] >= 1 else 0.0
+
+
+# ---- goals
+
+
+@dataclass(frozen=True)
+class Goal:
+    text: str
+    goal: float
+    measured: Callable[[list[Result]], float | None]  # of our rows
+    at_least: bool = True
+    unit: str = "x"
+
+    def line(self, results: list[Result]) -> str:
+        value = self.measured(results)
+        sign = ">=" if self.at_least else "<="
+        wanted = f"{sign} {show(self.goal, self.unit)}"
+        if value is None:
+            return f"| {self.text} | {wanted} | not yet measured | |"
+        met = value >= self.goal if self.at_least else value <= self.goal
+        return f"| {self.text} | {wanted} | {show(value, self.unit)} | {'yes' if met else 'no'} |"
+
+
+def show(value: float, unit: str) -> str:
+    if unit == "%":
+        return "none measured" if value == 0 else "all measured" if value == math.inf else f"{100 * value:.3g} %"
+    return f"{value:.2f} x"
+
+
+def matching(results: Iterable[Result], where: Mapping[str, object]) -> list[Result]:
+    return [r for r in results if where.items() <= asdict(r.case).items()]
+
+
+def ratio(to: str, where: Mapping[str, object]) -> Callable[[list[Result]], float | None]:
+    """How many times as fast as another contender, at worst."""
+    return lambda results: min((r.vs[to] for r in matching(results, where) if to in r.vs), default=None)
+
+
+def time_over_adamw(results: list[Result]) -> float | None:
+    faster = ratio("torch", {"op": "adamw_project_", "n": MODEL[0]})(results)
+    return None if faster is None else 1 / faster
+
+
+LINEAR_AT = {"op": "csr_linear", "dtype": "bf16", "tokens": 65536, "n": SHAPE[0], "k": SHAPE[1]}
+TOPK_AT = {"op": "abs_topk", "dtype": "bf16", "tokens": 65536, "n": 8192}
+GOALS = (
+    Goal("`csr_linear` 2048 -> 8192, 0.4 %, against cuBLAS bf16", 4.5, ratio("dense", {**LINEAR_AT, "density": 0.004})),
+    Goal("the same, of the bandwidth of a copy", 0.75, ratio("copy", {**LINEAR_AT, "density": 0.004}), unit="%"),
+    Goal("density up to which it beats cuBLAS bf16", 0.02, lambda r: break_even(matching(r, LINEAR_AT)), unit="%"),
+    Goal("`abs_topk`, of the bandwidth of a copy", 0.8, ratio("copy", TOPK_AT), unit="%"),
+    Goal("`abs_topk` against `torch.topk` and scatter", 20, ratio("torch", TOPK_AT)),
+    Goal("Adam and projection, time over fused AdamW alone", 1.7, time_over_adamw, at_least=False),
+    Goal("training step against masked dense", 15, ratio("dense", {"op": "training step", "n": MODEL[0]})),
+)
+
+
+# ---- the report
+
+
+def markdown(results: list[Result], title: str, steps: Mapping[str, str]) -> str:
+    """The whole report; ``steps`` says how each step of the run ended."""
+    lines = [f"# {title}", "", "| step | |", "| --- | --- |", *(f"| {name} | {text} |" for name, text in steps.items())]
+    lines += ["", "| goal | wanted | measured | met |", "| --- | --- | --- | --- |"]
+    lines += [goal.line(ours(results)) for goal in GOALS]
+    for op in dict.fromkeys(r.case.op for r in results):
+        of_op = [r for r in results if r.case.op == op]
+        lines += ["", f"## {op}", "", *table(of_op), *(break_evens(of_op) if op in LINEAR else [])]
+    return "\n".join(lines) + "\n"
+
+
+def table(results: list[Result]) -> list[str]:
+    """Milliseconds of every contender, a line per case; how many times as fast our default backend is."""
+    contenders = list(dict.fromkeys(r.contender for r in results))
+    cases = list(dict.fromkeys(r.case for r in results))
+    by_key = {(r.case, r.contender): r for r in results}
+    of_ours = {r.case: r for r in ours(results)}
+    head = ["dtype", "tokens", "n x k", "density", *(f"{name}, ms" for name in contenders)]
+    head += ["vs dense", "vs torch", "of a copy"]
+    lines = [f"| {' | '.join(head)} |", f"| {' | '.join('---' for _ in head)} |"]
+    for case in cases:
+        times = [by_key.get((case, name)) for name in contenders]
+        vs = of_ours[case].vs if case in of_ours else {}
+        cells = [case.dtype, f"{case.tokens}", f"{case.n} x {case.k}", f"{100 * case.density:.3g} %"]
+        cells += [f"{r.median_ms:.3g}" if r else "" for r in times]
+        cells += [f"{vs[name]:.2f}" if name in vs else "" for name in ("dense", "torch")]
+        cells += [f"{100 * vs['copy']:.0f} %" if "copy" in vs else ""]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def break_evens(results: list[Result]) -> list[str]:
+    """A table of the densities at which dense is as fast, where they are known."""
+    lines = []
+    of_ours = ours(results)
+    for dtype, tokens, n, k in dict.fromkeys((r.case.dtype, r.case.tokens, r.case.n, r.case.k) for r in of_ours):
+        at = break_even(matching(of_ours, {"dtype": dtype, "tokens": tokens, "n": n, "k": k}))
+        if at is not None:
+            lines.append(f"| {dtype} | {tokens} | {n} x {k} | {show(at, '%')} |")
+    head = [
+        "Density at which dense is as fast:",
+        "",
+        "| dtype | tokens | n x k | density |",
+        "| --- | --- | --- | --- |",
+    ]
+    return ["", *head, *lines] if lines else []
+
+
+def plot(results: list[Result], path: Path) -> bool:
+    """Time over density at the published shape, for the most tokens; False where there is nothing to draw (with)."""
+    linear = [r for r in results if r.case.op in LINEAR]
+    if not linear or not importlib.util.find_spec("matplotlib"):
+        return False
+    from matplotlib.figure import Figure
+
+    most = max((r.case for r in linear), key=lambda c: (c.tokens, (c.n, c.k) == SHAPE, c.dtype == "bf16"))
+    shown = matching(linear, {"dtype": most.dtype, "tokens": most.tokens, "n": most.n, "k": most.k})
+    ops = [op for op in LINEAR if any(r.case.op == op for r in shown)]
+    figure = Figure(figsize=(5.5 * len(ops), 4.5), layout="constrained")
+    for axes, op in zip(figure.subplots(1, len(ops), squeeze=False)[0], ops, strict=True):
+        for contender in dict.fromkeys(r.contender for r in shown):
+            points = sorted(
+                (100 * r.case.density, r.median_ms) for r in shown if (r.case.op, r.contender) == (op, contender)
+            )
+            style = "--" if contender in (COPY, DENSE) else "-"
+            axes.loglog(*zip(*points, strict=True), style, marker="o", ms=3, label=contender) if points else None
+        axes.set(title=op, xlabel="density (%)", ylabel="milliseconds")
+        axes.legend(fontsize="small")
+    figure.suptitle(f"{most.tokens} tokens, {most.k} -> {most.n}, {most.dtype}")
+    figure.savefig(path, dpi=120)
+    return True
