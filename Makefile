@@ -37,7 +37,7 @@ test: setup
 
 lint: setup
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
-	$(BIN)/clang-format --dry-run --Werror $$(find csrc -name "*.h" -o -name "*.cpp" -o -name "*.cu")
+	$(BIN)/clang-format --dry-run --Werror $$(find csrc tests/emulated -name "*.h" -o -name "*.cpp" -o -name "*.cu")
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info sparsekern/*.so

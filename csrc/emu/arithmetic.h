@@ -65,6 +65,12 @@ inline unsigned __byte_perm(unsigned x, unsigned y, unsigned selector) {
   return result;
 }
 
+// c plus the products of the four signed bytes of a and b.
+inline int __dp4a(int a, int b, int c) {
+  for (int shift = 0; shift < 32; shift += 8) c += int8_t(unsigned(a) >> shift) * int8_t(unsigned(b) >> shift);
+  return c;
+}
+
 inline int __float_as_int(float v) { return emu::bit_cast<int>(v); }
 inline float __int_as_float(int v) { return emu::bit_cast<float>(v); }
 inline unsigned __float_as_uint(float v) { return emu::bit_cast<unsigned>(v); }
@@ -81,6 +87,7 @@ inline float __fdiv_rn(float a, float b) { return a / b; }
 inline float __fmaf_rn(float a, float b, float c) { return fmaf(a, b, c); }
 inline float __fsqrt_rn(float v) { return sqrtf(v); }
 inline float __frcp_rn(float v) { return 1 / v; }
+inline float __fdividef(float a, float b) { return a / b; }
 inline double __dadd_rn(double a, double b) { return a + b; }
 inline double __dsub_rn(double a, double b) { return a - b; }
 inline double __dmul_rn(double a, double b) { return a * b; }

@@ -101,7 +101,8 @@ void Mbarrier::wait(unsigned parity) {
 
 void Mbarrier::add_bytes(int64_t bytes) {
   const int64_t sum = bytes_ + bytes;
-  if (sum > kMaxBytes || sum < -kMaxBytes) fail("mbarrier: %lld bytes under way are too many", static_cast<long long>(sum));
+  if (sum > kMaxBytes || sum < -kMaxBytes)
+    fail("mbarrier: %lld bytes under way are too many", static_cast<long long>(sum));
   bytes_ = sum;
 }
 

@@ -18,6 +18,7 @@ T update(T* at, F f) {
   interleave();
   const T before = *at;
   *at = f(before);
+  interleave();
   return before;
 }
 

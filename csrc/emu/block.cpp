@@ -82,7 +82,7 @@ std::string ranges(const std::vector<size_t>& numbers) {
     if (!block.threads[i]->exited) waiting[text(block.threads[i]->wait)].push_back(i);
   std::string places;
   for (const auto& [place, threads] : waiting)
-    places += text("; %zu at ", threads.size()) + place + " (" + ranges(threads) + ")";
+    places += text("; %zu at ", threads.size()) + place + " (threads " + ranges(threads) + ")";
   throw std::runtime_error("emulated kernel: deadlock in block " + text(blockIdx) +
                            text(", %zu threads: %zu exited", block.threads.size(), block.threads.size() - block.alive) +
                            places);

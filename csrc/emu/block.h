@@ -41,7 +41,7 @@ struct Thread {
   bool exited;
   Wait wait;
   std::vector<Copy> copies;    // asynchronous ones that nobody has waited for
-  std::vector<size_t> groups;  // how many of them each commit closed
+  std::vector<size_t> groups;  // how many copies there were at each commit
 };
 
 inline Thread* current = nullptr;  // the thread that runs; null between threads

@@ -19,7 +19,7 @@
 #define __constant__
 #define __grid_constant__
 #define __launch_bounds__(...)
-#define __align__(n) alignas(n)
+#define __align__(n) __attribute__((aligned(n)))
 #define __forceinline__ inline __attribute__((always_inline))
 
 // The launch's dynamic shared memory, as an array of T.

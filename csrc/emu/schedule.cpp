@@ -51,8 +51,9 @@ Thread* Ready::take() {
 }
 
 void Ready::put_back(Thread* thread) {
-  threads_.push_back(thread);
-  std::swap(threads_[dice.below(threads_.size())], threads_.back());
+  // ahead: the thread goes on when no other can, so that the others see its work half done
+  const size_t at = order_ == Order::ahead ? 0 : dice.below(threads_.size() + 1);
+  threads_.insert(threads_.begin() + ptrdiff_t(at), thread);
 }
 
 }  // namespace emu

@@ -54,7 +54,8 @@ void fill_shared_with_garbage() {
 }
 
 bool is_shared(const void* at, size_t bytes) {
-  return within(at, bytes, dynamic, dynamic + dynamic_bytes) || within(at, bytes, __start_emu_shared, __stop_emu_shared);
+  return within(at, bytes, dynamic, dynamic + dynamic_bytes) ||
+         within(at, bytes, __start_emu_shared, __stop_emu_shared);
 }
 
 }  // namespace emu
