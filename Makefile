@@ -39,7 +39,7 @@ test: setup
 
 lint: setup
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
-	$(BIN)/clang-format --dry-run --Werror $$(find csrc -name "*.h" -o -name "*.cpp" -o -name "*.cu")
+	$(BIN)/clang-format --dry-run --Werror $$(find csrc tests/emulated -name "*.h" -o -name "*.cpp" -o -name "*.cu")
 
 # On a machine with a GPU, offline and in place, with the packages of $(PYTHON); see docs/gpu.md for ARGS.
 gpu:

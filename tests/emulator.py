@@ -1,5 +1,6 @@
 """The CUDA kernels on the CPU: builds ``_emu.so`` (csrc/emu), loads it, and puts its ops in place of the CPU's."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,10 +12,13 @@ import torch
 
 ROOT = Path(__file__).parent.parent
 ON_THE_CPU_ONLY = {"csr_validate", "csr_linear_dense_grad"}
+TARGETS = {"_emu.so": "sparsekern_emu", "emulated.so": "sparsekern_emulated"}
+KIND = os.environ.get("SPARSEKERN_EMU_KIND", "ON")  # what this process loads
 
 
-def build(kind: str = "ON") -> Path:
-    """The library, built where it is out of date; ``kind`` is ON, or ASAN for AddressSanitizer."""
+@cache
+def build(library: str, kind: str = KIND) -> Path:
+    """One of ``TARGETS``, built where it is out of date; ``kind`` is ON, or ASAN for AddressSanitizer."""
     folder = ROOT / "build" / f"emu-{kind.lower()}"
     options = {
         "Python_EXECUTABLE": sys.executable,
@@ -22,11 +26,12 @@ def build(kind: str = "ON") -> Path:
         "SPARSEKERN_EMU": kind,
         "SPARSEKERN_CUDA": "OFF",
     }
+    environment = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}  # see run_under_asan
     configure = ["cmake", "-S", ROOT, "-B", folder, "-GNinja", *(f"-D{k}={v}" for k, v in options.items())]
-    for command in (configure, ["cmake", "--build", folder, "--target", "sparsekern_emu"]):
-        done = subprocess.run([str(part) for part in command], capture_output=True, text=True)
+    for command in (configure, ["cmake", "--build", folder, "--target", TARGETS[library]]):
+        done = subprocess.run([str(part) for part in command], capture_output=True, text=True, env=environment)
         assert done.returncode == 0, done.stdout + done.stderr
-    return folder / "_emu.so"
+    return folder / library
 
 
 @cache
@@ -41,5 +46,25 @@ def implementations() -> dict[str, Callable[..., Any]]:
         schema = str(getattr(torch.ops.sparsekern, name).default._schema)
         library.define(schema.partition("::")[2])
     implementations.library = library  # type: ignore[attr-defined]  # lives as long as the process
-    torch.ops.load_library(build())
+    torch.ops.load_library(build("_emu.so"))
     return {name: getattr(torch.ops.sparsekern_emu, name).default for name in names}
+
+
+def runtime(library: str) -> str:
+    """Where the compiler has a library of its own."""
+    command = [os.environ.get("CXX", "c++"), f"-print-file-name={library}"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def run_under_asan(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """Runs Python, in which AddressSanitizer watches all of C's memory and the libraries of kind ASAN their access."""
+    runtimes = [runtime("libasan.so"), runtime("libstdc++.so.6")]  # the second too, or exceptions pass unseen
+    environment = {
+        **os.environ,
+        "LD_PRELOAD": " ".join(runtimes),
+        "ASAN_OPTIONS": "detect_leaks=0",  # Python's own
+        "UBSAN_OPTIONS": "print_stacktrace=1",
+        "SPARSEKERN_EMU_KIND": "ASAN",
+    }
+    command = [sys.executable, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT)
