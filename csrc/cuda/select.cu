@@ -1,0 +1,288 @@
+// The passes of a selection after the first; what they move and why stands in select.h.
+#include "select.h"
+
+#include "floor.h"
+
+namespace sk {
+namespace cuda {
+namespace {
+
+constexpr int kScanThreads = 1024;
+
+// ---- the cut
+
+// One block per matrix.
+template <class I>
+__global__ void __launch_bounds__(kSelectThreads) begin(__grid_constant__ const SelectTable table) {
+  const SelectMatrix& m = table.at[blockIdx.x];
+  for (int i = threadIdx.x; i < kBins; i += kSelectThreads) m.state->histogram[i] = 0;
+  if (m.cols == 0)
+    for (int64_t r = threadIdx.x; r < m.rows; r += kSelectThreads) static_cast<I*>(m.crow)[r] = 0;
+  if (threadIdx.x != 0) return;
+  m.state->prefix = 0;
+  m.state->left = m.k - m.floor * m.neurons();
+  static_cast<I*>(m.crow)[m.rows] = I(m.k);
+  *m.nan_at = kNoNan;
+}
+
+// Finds the next digit of the cut, from the largest down: the first that reaches the budget. One block per matrix. With
+// a budget of 0 that is the largest digit of all, which no magnitude has: the cut comes out above them.
+__global__ void __launch_bounds__(kSelectThreads) pick_digit(__grid_constant__ const SelectTable table, int bits) {
+  SelectState& s = *table.at[blockIdx.x].state;
+  const int digits = 1 << bits, per_thread = digits / kSelectThreads;
+  const int first = digits - 1 - int(threadIdx.x) * per_thread;
+  const int64_t left = s.left;
+  int64_t sum = 0;
+  for (int d = first; d > first - per_thread; --d) sum += int64_t(s.histogram[d]);
+  int64_t above = block_exclusive_sum<kSelectThreads>(sum);
+  for (int d = first; d > first - per_thread; --d) {
+    const int64_t count = int64_t(s.histogram[d]);
+    const bool begins_here = above < left || d == digits - 1, ends_here = left <= above + count || d == 0;
+    if (begins_here && ends_here) {
+      s.prefix = s.prefix << bits | d;
+      s.left = left - above;
+    }
+    above += count;
+    s.histogram[d] = 0;
+  }
+}
+
+template <class T>
+__device__ __forceinline__ bool is_reserved(const SelectMatrix& m, const Floors<T>& floors, Place place, Key<T> key) {
+  if (m.floor == 0) return false;
+  const int64_t neuron = m.axis == 0 ? place.row : place.col, index = m.axis == 0 ? place.col : place.row;
+  const Key<T> last = floors.key[neuron];
+  return key > last || (key == last && index <= floors.index[neuron]);
+}
+
+// Calls f(place, key, reserved, e) for the entries of a vector; of those that do not exist, key is -1.
+template <class T, class F>
+__device__ __forceinline__ void for_each_key(const SelectMatrix& m, const Floors<T>& floors, Place place,
+                                             const Vector<T>& v, int64_t left, F&& f) {
+#pragma unroll
+  for (int e = 0; e < Vector<T>::kSize; ++e) {
+    const Key<T> key = e < left ? magnitude(v.at[e]) : Key<T>(-1);
+    f(place, key, e < left && is_reserved(m, floors, place, key), e);
+    place.advance(0, 1, m.cols);
+  }
+}
+
+// Lists the keys with the cut's first digit that are not reserved, as far as there is room, and counts them; counts the
+// entries that are certain to be kept.
+template <class T>
+__global__ void __launch_bounds__(kSelectThreads)
+    collect(__grid_constant__ const Work work, __grid_constant__ const SelectTable table) {
+  const Share share = work.share();
+  const SelectMatrix& m = table.at[share.matrix];
+  const Floors<T> floors = floors_of<T>(m);
+  const Key<T> bin = Key<T>(m.state->prefix);
+  const int lane = threadIdx.x % kWarp;
+  for_each_segment(m, share.block, [&](int64_t segment) {
+    Key<T>* const list = static_cast<Key<T>*>(m.scratch) + segment * kListed;
+    int kept = 0, listed = 0;
+    for_each_vector<T, ReadWeights<T>::kBatch>(
+        m, segment, ReadWeights<T>().of(m, 0), [&](int64_t, Place place, const Vector<T>& v, int64_t left) {
+          for_each_key(m, floors, place, v, left, [&](Place, Key<T> key, bool reserved, int) {
+            const Key<T> its_bin = key >> kBinShift<T>;
+            kept += reserved || its_bin > bin;
+            const bool is_in = !reserved && its_bin == bin;
+            const unsigned in = __ballot_sync(kAllLanes, is_in);
+            const int at = listed + __popc(in & ((1u << lane) - 1));
+            if (is_in && at < kListed) list[at] = key;
+            listed += __popc(in);
+          });
+        });
+    kept = warp_sum(kept);
+    if (lane == 0) m.segments[segment] = {kept, listed};
+  });
+}
+
+// Calls f(key) for every key of the segment with the cut's first digit that is not reserved: from the list, or where
+// that was too short from the weight.
+template <class T, class F>
+__device__ __forceinline__ void for_each_listed(const SelectMatrix& m, int64_t segment, Key<T> bin, F&& f) {
+  const int64_t listed = m.segments[segment].tied;
+  if (listed <= kListed) {
+    const Key<T>* const list = static_cast<const Key<T>*>(m.scratch) + segment * kListed;
+    for (int64_t i = threadIdx.x % kWarp; i < listed; i += kWarp) f(list[i]);
+    return;
+  }
+  const Floors<T> floors = floors_of<T>(m);
+  for_each_vector<T, 2>(
+      m, segment, ReadWeights<T>().of(m, 0), [&](int64_t, Place place, const Vector<T>& v, int64_t left) {
+        for_each_key(m, floors, place, v, left, [&](Place, Key<T> key, bool reserved, int) {
+          if (!reserved && key >> kBinShift<T> == bin) f(key);
+        });
+      });
+}
+
+// Counts digit d, not the first, of the keys that begin with the digits found so far.
+template <class T>
+__global__ void __launch_bounds__(kSelectThreads)
+    refine(__grid_constant__ const Work work, __grid_constant__ const SelectTable table, Digit d) {
+  __shared__ uint32_t bins[kLaterBins];
+  const Share share = work.share();
+  const SelectMatrix& m = table.at[share.matrix];
+  const int known = d.shift + d.bits, count = 1 << d.bits;
+  const Key<T> prefix = Key<T>(m.state->prefix), bin = prefix >> (kBinShift<T> - known);
+  clear_bins(bins, count);
+  for_each_segment(m, share.block, [&](int64_t segment) {
+    for_each_listed<T>(m, segment, bin, [&](Key<T> key) {
+      if (key >> known == prefix) count_digit(bins, int(key >> d.shift) & (count - 1));
+    });
+  });
+  add_bins(bins, count, m.state->histogram);
+}
+
+// ---- the pattern
+
+// What each segment keeps for certain, and how many of its entries equal the cut.
+template <class T>
+__global__ void __launch_bounds__(kSelectThreads)
+    count_kept(__grid_constant__ const Work work, __grid_constant__ const SelectTable table) {
+  const Share share = work.share();
+  const SelectMatrix& m = table.at[share.matrix];
+  const Key<T> cut = Key<T>(m.state->prefix), bin = cut >> kBinShift<T>;
+  for_each_segment(m, share.block, [&](int64_t segment) {
+    int kept = 0, tied = 0;
+    for_each_listed<T>(m, segment, bin, [&](Key<T> key) {
+      kept += key > cut;
+      tied += key == cut;
+    });
+    kept = warp_sum(kept);
+    tied = warp_sum(tied);
+    if (threadIdx.x % kWarp == 0) m.segments[segment] = {m.segments[segment].kept + kept, tied};
+  });
+}
+
+// Counts of the segments -> their sums over the segments before. One block per matrix, a run of segments per thread.
+__global__ void __launch_bounds__(kScanThreads) sum_segments(__grid_constant__ const SelectTable table) {
+  const SelectMatrix& m = table.at[blockIdx.x];
+  const int64_t count = segments_of(m), run = ceil_div(count, kScanThreads);
+  const int64_t first = min_of(count, threadIdx.x * run), end = min_of(count, first + run);
+  SelectSegment sum{0, 0};
+  for (int64_t i = first; i < end; ++i) {
+    sum.kept += m.segments[i].kept;
+    sum.tied += m.segments[i].tied;
+  }
+  SelectSegment before{block_exclusive_sum<kScanThreads>(sum.kept), block_exclusive_sum<kScanThreads>(sum.tied)};
+  for (int64_t i = first; i < end; ++i) {
+    const SelectSegment own = m.segments[i];
+    m.segments[i] = before;
+    before.kept += own.kept;
+    before.tied += own.tied;
+  }
+}
+
+// Sets in `kept` the bits of `tied` (entries of this lane's vector that equal the cut) that are among the first
+// `ties_left` of the warp, in the order of the lanes; returns how many are left after it.
+__device__ __forceinline__ int64_t keep_ties(unsigned tied, int64_t ties_left, unsigned& kept) {
+  if (ties_left == 0 || !__any_sync(kAllLanes, tied != 0)) return ties_left;
+  int rank = warp_exclusive_sum(__popc(tied));
+  const int all = __shfl_sync(kAllLanes, rank + __popc(tied), kWarp - 1);
+  for (; tied; tied &= tied - 1, ++rank)
+    if (rank < ties_left) kept |= tied & -tied;
+  return max_of(0, ties_left - all);
+}
+
+// Zeroes what is not kept, decays what is, writes crow and col.
+template <class T, class I>
+__global__ void __launch_bounds__(kSelectThreads)
+    write(__grid_constant__ const Work work, __grid_constant__ const SelectTable table, bool zero_rest,
+          const double* lr, double weight_decay) {
+  const Share share = work.share();
+  const SelectMatrix& m = table.at[share.matrix];
+  const Floors<T> floors = floors_of<T>(m);
+  const Key<T> cut = Key<T>(m.state->prefix);
+  const int64_t ties = m.state->left;
+  const T decay = lr ? T(1 - *lr * weight_decay) : T(1);
+  I *const crow = static_cast<I*>(m.crow), *const col = static_cast<I*>(m.col);
+  for_each_segment(m, share.block, [&](int64_t segment) {
+    const SelectSegment before = m.segments[segment];
+    int64_t position = before.kept + min_of(ties, before.tied), ties_left = max_of(0, ties - before.tied);
+    for_each_vector<T, ReadWeights<T>::kBatch>(
+        m, segment, ReadWeights<T>().of(m, 0), [&](int64_t at, Place place, const Vector<T>& v, int64_t left) {
+          unsigned kept = 0, tied = 0;  // bit e: entry e of the vector
+          for_each_key(m, floors, place, v, left, [&](Place, Key<T> key, bool reserved, int e) {
+            kept |= unsigned(reserved || key > cut) << e;
+            tied |= unsigned(!reserved && key == cut) << e;
+          });
+          ties_left = keep_ties(tied, ties_left, kept);
+          int64_t to = position + warp_exclusive_sum(__popc(kept));
+          position = __shfl_sync(kAllLanes, to + __popc(kept), kWarp - 1);
+          Vector<T> out;
+#pragma unroll
+          for (int e = 0; e < Vector<T>::kSize; ++e) {
+            const bool keep = kept >> e & 1;
+            if (e < left && place.col == 0) crow[place.row] = I(to);
+            if (keep) col[to++] = I(place.col);
+            out.at[e] = keep ? v.at[e] * decay : T(0);
+            place.advance(0, 1, m.cols);
+          }
+          if (zero_rest) store_some(static_cast<T*>(m.weight) + at, out, left);
+        });
+  });
+}
+
+// ---- host
+
+template <class Kernel, class... Args>
+Status launch_per_matrix(Kernel kernel, int threads, const Selection& s, const Args&... args) {
+  return launch(kernel, dim3(unsigned(s.count)), dim3(unsigned(threads)), 0, s.parallel, s.table, args...);
+}
+
+template <class Kernel, class... Args>
+Status launch_per_span(Kernel kernel, const Selection& s, const Args&... args) {
+  return launch_over(kernel, s.count, spans_of(s), kSelectThreads, s.parallel, s.table, args...);
+}
+
+template <class T, class I>
+Status finish(const Selection& s) {
+  SK_TRY(reserve_floors(s));
+  SK_TRY(launch_per_matrix(pick_digit, kSelectThreads, s, digit<T>(0).bits));
+  SK_TRY(launch_per_span(collect<T>, s));
+  for (int i = 1; i < kDigitCount<T>; ++i) {
+    SK_TRY(launch_per_span(refine<T>, s, digit<T>(i)));
+    SK_TRY(launch_per_matrix(pick_digit, kSelectThreads, s, digit<T>(i).bits));
+  }
+  SK_TRY(launch_per_span(count_kept<T>, s));
+  SK_TRY(launch_per_matrix(sum_segments, kScanThreads, s));
+  return launch_per_span(write<T, I>, s, s.zero_rest, s.lr, s.weight_decay);
+}
+
+}  // namespace
+
+int64_t place_workspace(Selection& s, void* workspace) {
+  const int64_t key_bytes = s.dtype == DType::f64 ? 8 : 4;
+  char* at = static_cast<char*>(workspace);
+  const auto take = [&](int64_t bytes) {
+    char* const taken = at;
+    at += round_up(bytes, 64);
+    return taken;
+  };
+  for (int i = 0; i < s.count; ++i) {
+    SelectMatrix& m = s.table.at[i];
+    m.state = reinterpret_cast<SelectState*>(take(sizeof(SelectState)));
+    m.segments = reinterpret_cast<SelectSegment*>(take(segments_of(m) * int64_t(sizeof(SelectSegment))));
+    m.scratch = take(max_of(segments_of(m) * kListed * key_bytes, floor_scratch(m, s.dtype)));
+    m.floors = m.floor ? take(round_up(m.neurons() * key_bytes, 64) + m.neurons() * 8) : nullptr;
+  }
+  return at - static_cast<char*>(workspace);
+}
+
+Status begin_selection(const Selection& s) {
+  return with_index(s.index, [&](auto index) {
+    return launch_per_matrix(begin<typename decltype(index)::type>, kSelectThreads, s);
+  });
+}
+
+Status finish_selection(const Selection& s) {
+  return with_value_dtype(s.dtype, [&](auto tag) {
+    return with_index(s.index, [&](auto index) {
+      return finish<typename decltype(tag)::type, typename decltype(index)::type>(s);
+    });
+  });
+}
+
+}  // namespace cuda
+}  // namespace sk
