@@ -46,7 +46,8 @@ struct StepWeights {
 
     __device__ __forceinline__ Vector<T> operator()(int64_t at, int64_t left) const {
       const Vector<T> g = load_some(grad + at, left);
-      Vector<T> w = load_some(weight + at, left), m = load_some(exp_avg + at, left), v = load_some(exp_avg_sq + at, left);
+      Vector<T> w = load_some(weight + at, left), m = load_some(exp_avg + at, left),
+                v = load_some(exp_avg_sq + at, left);
 #pragma unroll
       for (int e = 0; e < Vector<T>::kSize; ++e) {
         const T scaled = g.at[e] * s.grad_scale;
@@ -67,9 +68,14 @@ struct StepWeights {
     const AdamwTensors& t = at[matrix];
     if (threadIdx.x == 0) {
       const double step = *t.step;
-      s = {T(*grad_scale),  T(beta1), T(1 - beta1),
-           T(beta2),        T(1 - beta2), T(*lr / (1 - pow(beta1, step))),
-           T(1 / sqrt(1 - pow(beta2, step))), T(eps)};
+      s = {T(*grad_scale),
+           T(beta1),
+           T(1 - beta1),
+           T(beta2),
+           T(1 - beta2),
+           T(*lr / (1 - pow(beta1, step))),
+           T(1 / sqrt(1 - pow(beta2, step))),
+           T(eps)};
     }
     __syncthreads();
     return {s, static_cast<T*>(m.weight), static_cast<const T*>(t.grad), static_cast<T*>(t.exp_avg),
@@ -148,8 +154,8 @@ Status adamw_project(const AdamwProjectArgs& a) {
     Selection s = selection_of(a, first);
     place_workspace(s, a.workspace);
     SK_TRY(begin_selection(s));
-    SK_TRY(with_value_dtype(
-        a.dtype, [&](auto tag) { return step_weights<typename decltype(tag)::type>(a, first, s); }));
+    SK_TRY(
+        with_value_dtype(a.dtype, [&](auto tag) { return step_weights<typename decltype(tag)::type>(a, first, s); }));
     SK_TRY(finish_selection(s));
     SK_TRY(transpose(patterns_of(a, first, s.count).at, s.count, a.workspace, a.parallel));
   }

@@ -18,7 +18,7 @@ int64_t slices_of(const SelectMatrix& m) { return ceil_div(m.rows, kSliceRows); 
 // The best entries among those a thread has seen, largest first, equal ones in the order seen.
 template <class T>
 struct Best {
-  Key<T> key[kBest];     // -1 where there are fewer
+  Key<T> key[kBest];    // -1 where there are fewer
   int32_t seen[kBest];  // which of the thread's entries it was
 
   __device__ __forceinline__ Best() {
@@ -200,8 +200,7 @@ __global__ void __launch_bounds__(kSelectThreads)
     const Key<T> key = lists.key[at(seen)];
     if (best.admits(key)) best.insert(key, seen);
   }
-  reserve_best(m, col, done, best,
-               [=](int32_t seen) { return slice(seen) * kSliceRows + lists.row[at(seen)]; });
+  reserve_best(m, col, done, best, [=](int32_t seen) { return slice(seen) * kSliceRows + lists.row[at(seen)]; });
 }
 
 template <class T>

@@ -47,25 +47,29 @@ __global__ void __launch_bounds__(kSelectThreads) pick_digit(__grid_constant__ c
   }
 }
 
+// The magnitudes of a vector, -1 where there is no entry, and which entries (bits) the floor reserved.
 template <class T>
-__device__ __forceinline__ bool is_reserved(const SelectMatrix& m, const Floors<T>& floors, Place place, Key<T> key) {
-  if (m.floor == 0) return false;
-  const int64_t neuron = m.axis == 0 ? place.row : place.col, index = m.axis == 0 ? place.col : place.row;
-  const Key<T> last = floors.key[neuron];
-  return key > last || (key == last && index <= floors.index[neuron]);
-}
+struct Keys {
+  Key<T> at[Vector<T>::kSize];
+  unsigned reserved;
 
-// Calls f(place, key, reserved, e) for the entries of a vector; of those that do not exist, key is -1.
-template <class T, class F>
-__device__ __forceinline__ void for_each_key(const SelectMatrix& m, const Floors<T>& floors, Place place,
-                                             const Vector<T>& v, int64_t left, F&& f) {
+  __device__ __forceinline__ Keys(const SelectMatrix& m, Place place, const Vector<T>& v, int64_t left) : reserved(0) {
+    constexpr int kSize = Vector<T>::kSize;
 #pragma unroll
-  for (int e = 0; e < Vector<T>::kSize; ++e) {
-    const Key<T> key = e < left ? magnitude(v.at[e]) : Key<T>(-1);
-    f(place, key, e < left && is_reserved(m, floors, place, key), e);
-    place.advance(0, 1, m.cols);
+    for (int e = 0; e < kSize; ++e) at[e] = e < left ? magnitude(v.at[e]) : Key<T>(-1);
+    if (m.floor == 0 || left <= 0) return;
+    const Floors<T> floors = floors_of<T>(m);
+#pragma unroll
+    for (int e = 0; e < kSize; ++e) {
+      const int64_t neuron = m.axis == 0 ? place.row : place.col, index = m.axis == 0 ? place.col : place.row;
+      if (e < left) {
+        const Key<T> last = floors.key[neuron];
+        reserved |= unsigned(at[e] > last || (at[e] == last && index <= floors.index[neuron])) << e;
+      }
+      place.advance(0, 1, m.cols);
+    }
   }
-}
+};
 
 // Lists the keys with the cut's first digit that are not reserved, as far as there is room, and counts them; counts the
 // entries that are certain to be kept.
@@ -74,24 +78,26 @@ __global__ void __launch_bounds__(kSelectThreads)
     collect(__grid_constant__ const Work work, __grid_constant__ const SelectTable table) {
   const Share share = work.share();
   const SelectMatrix& m = table.at[share.matrix];
-  const Floors<T> floors = floors_of<T>(m);
   const Key<T> bin = Key<T>(m.state->prefix);
   const int lane = threadIdx.x % kWarp;
   for_each_segment(m, share.block, [&](int64_t segment) {
     Key<T>* const list = static_cast<Key<T>*>(m.scratch) + segment * kListed;
     int kept = 0, listed = 0;
-    for_each_vector<T, ReadWeights<T>::kBatch>(
-        m, segment, ReadWeights<T>().of(m, 0), [&](int64_t, Place place, const Vector<T>& v, int64_t left) {
-          for_each_key(m, floors, place, v, left, [&](Place, Key<T> key, bool reserved, int) {
-            const Key<T> its_bin = key >> kBinShift<T>;
-            kept += reserved || its_bin > bin;
-            const bool is_in = !reserved && its_bin == bin;
-            const unsigned in = __ballot_sync(kAllLanes, is_in);
-            const int at = listed + __popc(in & ((1u << lane) - 1));
-            if (is_in && at < kListed) list[at] = key;
-            listed += __popc(in);
-          });
-        });
+    for_each_vector<T, ReadWeights<T>::kBatch>(m, segment, ReadWeights<T>().of(m, 0),
+                                               [&](int64_t, Place place, const Vector<T>& v, int64_t left) {
+                                                 const Keys<T> keys(m, place, v, left);
+#pragma unroll
+                                                 for (int e = 0; e < Vector<T>::kSize; ++e) {
+                                                   const bool reserved = keys.reserved >> e & 1;
+                                                   const Key<T> its_bin = keys.at[e] >> kBinShift<T>;
+                                                   kept += reserved || its_bin > bin;
+                                                   const bool is_in = !reserved && its_bin == bin;
+                                                   const unsigned in = __ballot_sync(kAllLanes, is_in);
+                                                   const int to = listed + __popc(in & ((1u << lane) - 1));
+                                                   if (is_in && to < kListed) list[to] = keys.at[e];
+                                                   listed += __popc(in);
+                                                 }
+                                               });
     kept = warp_sum(kept);
     if (lane == 0) m.segments[segment] = {kept, listed};
   });
@@ -107,13 +113,13 @@ __device__ __forceinline__ void for_each_listed(const SelectMatrix& m, int64_t s
     for (int64_t i = threadIdx.x % kWarp; i < listed; i += kWarp) f(list[i]);
     return;
   }
-  const Floors<T> floors = floors_of<T>(m);
-  for_each_vector<T, 2>(
-      m, segment, ReadWeights<T>().of(m, 0), [&](int64_t, Place place, const Vector<T>& v, int64_t left) {
-        for_each_key(m, floors, place, v, left, [&](Place, Key<T> key, bool reserved, int) {
-          if (!reserved && key >> kBinShift<T> == bin) f(key);
-        });
-      });
+  for_each_vector<T, 2>(m, segment, ReadWeights<T>().of(m, 0),
+                        [&](int64_t, Place place, const Vector<T>& v, int64_t left) {
+                          const Keys<T> keys(m, place, v, left);
+#pragma unroll
+                          for (int e = 0; e < Vector<T>::kSize; ++e)
+                            if (!(keys.reserved >> e & 1) && keys.at[e] >> kBinShift<T> == bin) f(keys.at[e]);
+                        });
 }
 
 // Counts digit d, not the first, of the keys that begin with the digits found so far.
@@ -192,7 +198,6 @@ __global__ void __launch_bounds__(kSelectThreads)
           const double* lr, double weight_decay) {
   const Share share = work.share();
   const SelectMatrix& m = table.at[share.matrix];
-  const Floors<T> floors = floors_of<T>(m);
   const Key<T> cut = Key<T>(m.state->prefix);
   const int64_t ties = m.state->left;
   const T decay = lr ? T(1 - *lr * weight_decay) : T(1);
@@ -202,12 +207,14 @@ __global__ void __launch_bounds__(kSelectThreads)
     int64_t position = before.kept + min_of(ties, before.tied), ties_left = max_of(0, ties - before.tied);
     for_each_vector<T, ReadWeights<T>::kBatch>(
         m, segment, ReadWeights<T>().of(m, 0), [&](int64_t at, Place place, const Vector<T>& v, int64_t left) {
-          unsigned kept = 0, tied = 0;  // bit e: entry e of the vector
-          for_each_key(m, floors, place, v, left, [&](Place, Key<T> key, bool reserved, int e) {
-            kept |= unsigned(reserved || key > cut) << e;
-            tied |= unsigned(!reserved && key == cut) << e;
-          });
-          ties_left = keep_ties(tied, ties_left, kept);
+          const Keys<T> keys(m, place, v, left);
+          unsigned kept = keys.reserved, tied = 0;  // bit e: entry e of the vector
+#pragma unroll
+          for (int e = 0; e < Vector<T>::kSize; ++e) {
+            kept |= unsigned(keys.at[e] > cut) << e;
+            tied |= unsigned(keys.at[e] == cut) << e;
+          }
+          ties_left = keep_ties(tied & ~keys.reserved, ties_left, kept);
           int64_t to = position + warp_exclusive_sum(__popc(kept));
           position = __shfl_sync(kAllLanes, to + __popc(kept), kWarp - 1);
           Vector<T> out;
@@ -271,16 +278,14 @@ int64_t place_workspace(Selection& s, void* workspace) {
 }
 
 Status begin_selection(const Selection& s) {
-  return with_index(s.index, [&](auto index) {
-    return launch_per_matrix(begin<typename decltype(index)::type>, kSelectThreads, s);
-  });
+  return with_index(
+      s.index, [&](auto index) { return launch_per_matrix(begin<typename decltype(index)::type>, kSelectThreads, s); });
 }
 
 Status finish_selection(const Selection& s) {
   return with_value_dtype(s.dtype, [&](auto tag) {
-    return with_index(s.index, [&](auto index) {
-      return finish<typename decltype(tag)::type, typename decltype(index)::type>(s);
-    });
+    return with_index(
+        s.index, [&](auto index) { return finish<typename decltype(tag)::type, typename decltype(index)::type>(s); });
   });
 }
 

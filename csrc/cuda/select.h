@@ -67,9 +67,9 @@ constexpr int kBinShift = digit<T>(0).shift;
 
 // Of one matrix, in device memory. After all digits, entries above `prefix` are kept and `left` of those equal to it.
 struct SelectState {
-  int64_t prefix;                      // the digits of the cut found so far
-  int64_t left;                        // of the budget, for the entries that share them
-  unsigned long long histogram[kBins]; // of the next digit; digit 0 is not counted, it gets what the others leave
+  int64_t prefix;                       // the digits of the cut found so far
+  int64_t left;                         // of the budget, for the entries that share them
+  unsigned long long histogram[kBins];  // of the next digit; digit 0 is not counted, it gets what the others leave
 };
 
 // Of a segment: first the entries certain to be kept and those listed, then those kept and those equal to the cut,
@@ -101,8 +101,8 @@ struct SelectTable {
 
 constexpr int kSelectThreads = 256;
 constexpr int kSelectWarps = kSelectThreads / kWarp;
-constexpr int kSegment = 2048;      // entries
-constexpr int kSpan = 32;           // segments of a block
+constexpr int kSegment = 2048;          // entries
+constexpr int kSpan = 32;               // segments of a block
 constexpr int kListed = kSegment / 16;  // a bin of the first digit spans 1/16 octave: rarely more than 3 % of all
 
 __host__ __device__ inline int64_t segments_of(const SelectMatrix& m) { return ceil_div(m.size(), kSegment); }
@@ -163,7 +163,8 @@ __device__ __forceinline__ void for_each_segment(const SelectMatrix& m, int64_t 
 template <class T, int kBatch, class Load, class F>
 __device__ __forceinline__ void for_each_vector(const SelectMatrix& m, int64_t segment, Load&& load, F&& f) {
   constexpr int kStep = kWarp * Vector<T>::kSize;
-  const int64_t size = m.size(), cols = m.cols, step_rows = kStep / cols, step_cols = kStep % cols;
+  const int64_t size = m.size(), cols = m.cols;
+  const int step_rows = cols > kStep ? 0 : kStep / int(cols), step_cols = kStep - step_rows * int(cols);
   const int64_t first = segment * kSegment + threadIdx.x % kWarp * Vector<T>::kSize;
   Place place{first / cols, first % cols};
 #pragma unroll 1

@@ -1,5 +1,5 @@
-// topk_project: a selection from one matrix whose weights are only read in the first pass. It moves 16 bytes per float32
-// parameter (20 with a floor), see select.h.
+// topk_project: a selection from one matrix whose weights are only read in the first pass. It moves 16 bytes per
+// float32 parameter (20 with a floor), see select.h.
 #include "sparsekern/topk_project.h"
 
 #include "select.h"
