@@ -44,7 +44,7 @@ struct StepWeights {
     T* exp_avg;
     T* exp_avg_sq;
 
-    __device__ __forceinline__ Vector<T> operator()(int64_t at, int64_t left) const {
+    __device__ __forceinline__ Vector<T> operator()(int64_t at, int left) const {
       const Vector<T> g = load_some(grad + at, left);
       Vector<T> w = load_some(weight + at, left), m = load_some(exp_avg + at, left),
                 v = load_some(exp_avg_sq + at, left);

@@ -101,7 +101,7 @@ __device__ __forceinline__ void reserve_best(const SelectMatrix& m, int64_t neur
   if (threadIdx.x % kWarp != 0) return;
   const Floors<T> floors = floors_of<T>(m);
   floors.key[neuron] = last.key;
-  floors.index[neuron] = last.index;
+  floors.index[neuron] = int32_t(last.index);
 }
 
 // axis 0: one warp per row.
@@ -123,7 +123,7 @@ __global__ void __launch_bounds__(kSelectThreads)
 #pragma unroll
     for (int b = 0; b < kBatch; ++b) {
       const int64_t c = column(seen + b * kSize);
-      v[b] = load_some(entries + c, m.cols - c);
+      v[b] = load_some(entries + c, int(min_of(kSize, m.cols - c)));
     }
 #pragma unroll
     for (int b = 0; b < kBatch; ++b)

@@ -53,20 +53,33 @@ struct Keys {
   Key<T> at[Vector<T>::kSize];
   unsigned reserved;
 
-  __device__ __forceinline__ Keys(const SelectMatrix& m, Place place, const Vector<T>& v, int64_t left) : reserved(0) {
+  __device__ __forceinline__ Keys(const SelectMatrix& m, Place place, const Vector<T>& v, int left) : reserved(0) {
     constexpr int kSize = Vector<T>::kSize;
 #pragma unroll
     for (int e = 0; e < kSize; ++e) at[e] = e < left ? magnitude(v.at[e]) : Key<T>(-1);
-    if (m.floor == 0 || left <= 0) return;
+    if (m.floor == 0) return;
     const Floors<T> floors = floors_of<T>(m);
+    const bool in_rows = m.axis == 0;
+    const int32_t cols = int32_t(m.cols);
+    Key<T> last[kSize];  // all loads before the first use
+    Place p = place;
 #pragma unroll
     for (int e = 0; e < kSize; ++e) {
-      const int64_t neuron = m.axis == 0 ? place.row : place.col, index = m.axis == 0 ? place.col : place.row;
-      if (e < left) {
-        const Key<T> last = floors.key[neuron];
-        reserved |= unsigned(at[e] > last || (at[e] == last && index <= floors.index[neuron])) << e;
-      }
-      place.advance(0, 1, m.cols);
+      last[e] = e < left ? floors.key[in_rows ? p.row : p.col] : KeyOf<T>::kMax;
+      p.next(cols);
+    }
+    unsigned equal = 0;
+#pragma unroll
+    for (int e = 0; e < kSize; ++e) {
+      reserved |= unsigned(at[e] > last[e]) << e;
+      equal |= unsigned(at[e] == last[e]) << e;
+    }
+    if (equal == 0) return;
+    p = place;
+#pragma unroll
+    for (int e = 0; e < kSize; ++e) {
+      if (equal >> e & 1 && (in_rows ? p.col : p.row) <= floors.index[in_rows ? p.row : p.col]) reserved |= 1u << e;
+      p.next(cols);
     }
   }
 };
@@ -74,7 +87,7 @@ struct Keys {
 // Lists the keys with the cut's first digit that are not reserved, as far as there is room, and counts them; counts the
 // entries that are certain to be kept.
 template <class T>
-__global__ void __launch_bounds__(kSelectThreads)
+__global__ void __launch_bounds__(kSelectThreads, 3)
     collect(__grid_constant__ const Work work, __grid_constant__ const SelectTable table) {
   const Share share = work.share();
   const SelectMatrix& m = table.at[share.matrix];
@@ -83,21 +96,21 @@ __global__ void __launch_bounds__(kSelectThreads)
   for_each_segment(m, share.block, [&](int64_t segment) {
     Key<T>* const list = static_cast<Key<T>*>(m.scratch) + segment * kListed;
     int kept = 0, listed = 0;
-    for_each_vector<T, ReadWeights<T>::kBatch>(m, segment, ReadWeights<T>().of(m, 0),
-                                               [&](int64_t, Place place, const Vector<T>& v, int64_t left) {
-                                                 const Keys<T> keys(m, place, v, left);
+    const auto list_vector = [&](int64_t, Place place, const Vector<T>& v, int left) {
+      const Keys<T> keys(m, place, v, left);
 #pragma unroll
-                                                 for (int e = 0; e < Vector<T>::kSize; ++e) {
-                                                   const bool reserved = keys.reserved >> e & 1;
-                                                   const Key<T> its_bin = keys.at[e] >> kBinShift<T>;
-                                                   kept += reserved || its_bin > bin;
-                                                   const bool is_in = !reserved && its_bin == bin;
-                                                   const unsigned in = __ballot_sync(kAllLanes, is_in);
-                                                   const int to = listed + __popc(in & ((1u << lane) - 1));
-                                                   if (is_in && to < kListed) list[to] = keys.at[e];
-                                                   listed += __popc(in);
-                                                 }
-                                               });
+      for (int e = 0; e < Vector<T>::kSize; ++e) {
+        const bool reserved = keys.reserved >> e & 1;
+        const Key<T> its_bin = keys.at[e] >> kBinShift<T>;
+        kept += reserved || its_bin > bin;
+        const bool is_in = !reserved && its_bin == bin;
+        const unsigned in = __ballot_sync(kAllLanes, is_in);
+        const int to = listed + __popc(in & ((1u << lane) - 1));
+        if (is_in && to < kListed) list[to] = keys.at[e];
+        listed += __popc(in);
+      }
+    };
+    for_each_vector<T, 4>(m, segment, ReadWeights<T>().of(m, 0), list_vector);
     kept = warp_sum(kept);
     if (lane == 0) m.segments[segment] = {kept, listed};
   });
@@ -113,18 +126,18 @@ __device__ __forceinline__ void for_each_listed(const SelectMatrix& m, int64_t s
     for (int64_t i = threadIdx.x % kWarp; i < listed; i += kWarp) f(list[i]);
     return;
   }
-  for_each_vector<T, 2>(m, segment, ReadWeights<T>().of(m, 0),
-                        [&](int64_t, Place place, const Vector<T>& v, int64_t left) {
-                          const Keys<T> keys(m, place, v, left);
+  const auto visit_vector = [&](int64_t, Place place, const Vector<T>& v, int left) {
+    const Keys<T> keys(m, place, v, left);
 #pragma unroll
-                          for (int e = 0; e < Vector<T>::kSize; ++e)
-                            if (!(keys.reserved >> e & 1) && keys.at[e] >> kBinShift<T> == bin) f(keys.at[e]);
-                        });
+    for (int e = 0; e < Vector<T>::kSize; ++e)
+      if (!(keys.reserved >> e & 1) && keys.at[e] >> kBinShift<T> == bin) f(keys.at[e]);
+  };
+  for_each_vector<T, 2>(m, segment, ReadWeights<T>().of(m, 0), visit_vector);
 }
 
 // Counts digit d, not the first, of the keys that begin with the digits found so far.
 template <class T>
-__global__ void __launch_bounds__(kSelectThreads)
+__global__ void __launch_bounds__(kSelectThreads, 3)
     refine(__grid_constant__ const Work work, __grid_constant__ const SelectTable table, Digit d) {
   __shared__ uint32_t bins[kLaterBins];
   const Share share = work.share();
@@ -144,7 +157,7 @@ __global__ void __launch_bounds__(kSelectThreads)
 
 // What each segment keeps for certain, and how many of its entries equal the cut.
 template <class T>
-__global__ void __launch_bounds__(kSelectThreads)
+__global__ void __launch_bounds__(kSelectThreads, 3)
     count_kept(__grid_constant__ const Work work, __grid_constant__ const SelectTable table) {
   const Share share = work.share();
   const SelectMatrix& m = table.at[share.matrix];
@@ -182,52 +195,64 @@ __global__ void __launch_bounds__(kScanThreads) sum_segments(__grid_constant__ c
 
 // Sets in `kept` the bits of `tied` (entries of this lane's vector that equal the cut) that are among the first
 // `ties_left` of the warp, in the order of the lanes; returns how many are left after it.
-__device__ __forceinline__ int64_t keep_ties(unsigned tied, int64_t ties_left, unsigned& kept) {
+__device__ __forceinline__ int keep_ties(unsigned tied, int ties_left, unsigned& kept) {
   if (ties_left == 0 || !__any_sync(kAllLanes, tied != 0)) return ties_left;
   int rank = warp_exclusive_sum(__popc(tied));
   const int all = __shfl_sync(kAllLanes, rank + __popc(tied), kWarp - 1);
   for (; tied; tied &= tied - 1, ++rank)
     if (rank < ties_left) kept |= tied & -tied;
-  return max_of(0, ties_left - all);
+  return all < ties_left ? ties_left - all : 0;
 }
 
 // Zeroes what is not kept, decays what is, writes crow and col.
 template <class T, class I>
-__global__ void __launch_bounds__(kSelectThreads)
+__global__ void __launch_bounds__(kSelectThreads, 2)
     write(__grid_constant__ const Work work, __grid_constant__ const SelectTable table, bool zero_rest,
           const double* lr, double weight_decay) {
   const Share share = work.share();
   const SelectMatrix& m = table.at[share.matrix];
   const Key<T> cut = Key<T>(m.state->prefix);
-  const int64_t ties = m.state->left;
+  T* const weight = static_cast<T*>(m.weight);
+  const int32_t cols = int32_t(m.cols);
   const T decay = lr ? T(1 - *lr * weight_decay) : T(1);
-  I *const crow = static_cast<I*>(m.crow), *const col = static_cast<I*>(m.col);
   for_each_segment(m, share.block, [&](int64_t segment) {
     const SelectSegment before = m.segments[segment];
-    int64_t position = before.kept + min_of(ties, before.tied), ties_left = max_of(0, ties - before.tied);
-    for_each_vector<T, ReadWeights<T>::kBatch>(
-        m, segment, ReadWeights<T>().of(m, 0), [&](int64_t at, Place place, const Vector<T>& v, int64_t left) {
-          const Keys<T> keys(m, place, v, left);
-          unsigned kept = keys.reserved, tied = 0;  // bit e: entry e of the vector
+    const int64_t ties = m.state->left, start = before.kept + min_of(ties, before.tied);
+    I *const crow = static_cast<I*>(m.crow), *const col = static_cast<I*>(m.col) + start;
+    int written = 0, ties_left = int(min_of(kSegment, max_of(0, ties - before.tied)));
+    const auto write_vector = [&](int64_t at, Place place, const Vector<T>& v, int left) {
+      const Keys<T> keys(m, place, v, left);
+      unsigned kept = keys.reserved, tied = 0;  // bit e: entry e of the vector
 #pragma unroll
-          for (int e = 0; e < Vector<T>::kSize; ++e) {
-            kept |= unsigned(keys.at[e] > cut) << e;
-            tied |= unsigned(keys.at[e] == cut) << e;
-          }
-          ties_left = keep_ties(tied & ~keys.reserved, ties_left, kept);
-          int64_t to = position + warp_exclusive_sum(__popc(kept));
-          position = __shfl_sync(kAllLanes, to + __popc(kept), kWarp - 1);
-          Vector<T> out;
+      for (int e = 0; e < Vector<T>::kSize; ++e) {
+        kept |= unsigned(keys.at[e] > cut) << e;
+        tied |= unsigned(keys.at[e] == cut) << e;
+      }
+      ties_left = keep_ties(tied & ~keys.reserved, ties_left, kept);
+      if (zero_rest) {
+        Vector<T> out;
 #pragma unroll
-          for (int e = 0; e < Vector<T>::kSize; ++e) {
-            const bool keep = kept >> e & 1;
-            if (e < left && place.col == 0) crow[place.row] = I(to);
-            if (keep) col[to++] = I(place.col);
-            out.at[e] = keep ? v.at[e] * decay : T(0);
-            place.advance(0, 1, m.cols);
-          }
-          if (zero_rest) store_some(static_cast<T*>(m.weight) + at, out, left);
-        });
+        for (int e = 0; e < Vector<T>::kSize; ++e) out.at[e] = kept >> e & 1 ? v.at[e] * decay : T(0);
+        store_some(weight + at, out, left);
+      }
+      int to = written;
+      if (__any_sync(kAllLanes, kept != 0)) {
+        to += warp_exclusive_sum(__popc(kept));
+        written = __shfl_sync(kAllLanes, to + __popc(kept), kWarp - 1);
+      }
+      if (place.col > 0 && place.col <= cols - Vector<T>::kSize) {  // no row begins here
+#pragma unroll 1
+        for (; kept; kept &= kept - 1) col[to++] = I(place.col + __ffs(int(kept)) - 1);
+        return;
+      }
+#pragma unroll 1
+      for (int e = 0; e < Vector<T>::kSize && e < left; ++e) {
+        if (place.col == 0) crow[place.row] = I(start + to);
+        if (kept >> e & 1) col[to++] = I(place.col);
+        place.next(cols);
+      }
+    };
+    for_each_vector<T, 2>(m, segment, ReadWeights<T>().of(m, 0), write_vector);
   });
 }
 
@@ -272,7 +297,7 @@ int64_t place_workspace(Selection& s, void* workspace) {
     m.state = reinterpret_cast<SelectState*>(take(sizeof(SelectState)));
     m.segments = reinterpret_cast<SelectSegment*>(take(segments_of(m) * int64_t(sizeof(SelectSegment))));
     m.scratch = take(max_of(segments_of(m) * kListed * key_bytes, floor_scratch(m, s.dtype)));
-    m.floors = m.floor ? take(round_up(m.neurons() * key_bytes, 64) + m.neurons() * 8) : nullptr;
+    m.floors = m.floor ? take(round_up(m.neurons() * key_bytes, 64) + m.neurons() * 4) : nullptr;
   }
   return at - static_cast<char*>(workspace);
 }

@@ -110,42 +110,51 @@ __host__ __device__ inline int64_t segments_of(const SelectMatrix& m) { return c
 template <class T>
 struct Floors {
   Key<T>* key;
-  int64_t* index;
+  int32_t* index;
 };
 template <class T>
 __host__ __device__ Floors<T> floors_of(const SelectMatrix& m) {
   char* const base = static_cast<char*>(m.floors);
   return {reinterpret_cast<Key<T>*>(base),
-          reinterpret_cast<int64_t*>(base + round_up(m.neurons() * int64_t(sizeof(Key<T>)), 64))};
+          reinterpret_cast<int32_t*>(base + round_up(m.neurons() * int64_t(sizeof(Key<T>)), 64))};
 }
 
 // ---- walking over a matrix
 
 struct Place {
-  int64_t row, col;
+  int32_t row, col;
 
-  __device__ __forceinline__ void advance(int64_t rows, int64_t columns, int64_t cols) {
-    row += rows;
-    col += columns;
-    if (col >= cols) {
-      col -= cols;
-      ++row;
-    }
+  __device__ __forceinline__ void next(int32_t cols) {
+    if (++col < cols) return;
+    col = 0;
+    ++row;
+  }
+
+  __device__ __forceinline__ void advance(int32_t by_rows, int32_t by_cols, int32_t cols) {
+    const bool wraps = col >= cols - by_cols;
+    row += by_rows + wraps;
+    col += by_cols - (wraps ? cols : 0);
   }
 };
 
 // The vector at `from`, of which `left` elements exist (more or fewer than it has); 0 beyond.
 template <class T>
-__device__ __forceinline__ Vector<T> load_some(const T* from, int64_t left) {
+__device__ __forceinline__ Vector<T> load_some(const T* from, int left) {
   if (left >= Vector<T>::kSize && reinterpret_cast<uintptr_t>(from) % sizeof(Vector<T>) == 0) return load_vector(from);
   Vector<T> v;
   for (int e = 0; e < Vector<T>::kSize; ++e) v.at[e] = e < left ? from[e] : T(0);
   return v;
 }
 
+// To global memory. The intrinsic is one instruction for sure; the compiler splits some assignments of 16 bytes.
 template <class T>
-__device__ __forceinline__ void store_some(T* to, const Vector<T>& v, int64_t left) {
-  if (left >= Vector<T>::kSize && reinterpret_cast<uintptr_t>(to) % sizeof(Vector<T>) == 0) return store_vector(to, v);
+__device__ __forceinline__ void store_some(T* to, const Vector<T>& v, int left) {
+  if (left >= Vector<T>::kSize && reinterpret_cast<uintptr_t>(to) % sizeof(Vector<T>) == 0) {
+    uint4 bits;
+    memcpy(&bits, &v, sizeof bits);
+    __stwb(reinterpret_cast<uint4*>(to), bits);
+    return;
+  }
   for (int e = 0; e < Vector<T>::kSize; ++e)
     if (e < left) to[e] = v.at[e];
 }
@@ -154,28 +163,29 @@ __device__ __forceinline__ void store_some(T* to, const Vector<T>& v, int64_t le
 template <class F>
 __device__ __forceinline__ void for_each_segment(const SelectMatrix& m, int64_t block, F&& f) {
   const int64_t end = min_of(segments_of(m), (block + 1) * kSpan);
+#pragma unroll 1
   for (int64_t s = block * kSpan + threadIdx.x / kWarp; s < end; s += kSelectWarps) f(s);
 }
 
 // Calls f(at, place, v, left) for the vectors of a segment: v = load(at, left) begins at flat index `at` and `place`,
-// and `left` entries of the matrix are left there (none or fewer in some lanes). All lanes call f together. kBatch
-// loads are in flight at a time.
+// and `left` entries are left there (none or fewer in some lanes). All lanes call f together. kBatch loads are in
+// flight at a time.
 template <class T, int kBatch, class Load, class F>
 __device__ __forceinline__ void for_each_vector(const SelectMatrix& m, int64_t segment, Load&& load, F&& f) {
   constexpr int kStep = kWarp * Vector<T>::kSize;
-  const int64_t size = m.size(), cols = m.cols;
-  const int step_rows = cols > kStep ? 0 : kStep / int(cols), step_cols = kStep - step_rows * int(cols);
-  const int64_t first = segment * kSegment + threadIdx.x % kWarp * Vector<T>::kSize;
-  Place place{first / cols, first % cols};
+  const int64_t first = segment * kSegment;
+  const int32_t cols = int32_t(m.cols), step_rows = kStep / cols, step_cols = kStep % cols;
+  const int entries = int(min_of(kSegment, m.size() - first)), lane_begin = threadIdx.x % kWarp * Vector<T>::kSize;
+  Place place{int32_t((first + lane_begin) / cols), int32_t((first + lane_begin) % cols)};
 #pragma unroll 1
-  for (int64_t at = first; at - first < kSegment; at += kBatch * kStep) {
-    if (at - first >= size - segment * kSegment) break;  // the same in all lanes
+  for (int begin = 0; begin < entries; begin += kBatch * kStep) {
+    const int at = begin + lane_begin;
     Vector<T> v[kBatch];
 #pragma unroll
-    for (int b = 0; b < kBatch; ++b) v[b] = load(at + b * kStep, size - at - b * kStep);
+    for (int b = 0; b < kBatch; ++b) v[b] = load(first + at + b * kStep, entries - at - b * kStep);
 #pragma unroll
     for (int b = 0; b < kBatch; ++b) {
-      f(at + b * kStep, place, v[b], size - at - b * kStep);
+      f(first + at + b * kStep, place, v[b], entries - at - b * kStep);
       place.advance(step_rows, step_cols, cols);
     }
   }
@@ -187,9 +197,7 @@ struct ReadWeights {
   static constexpr int kBatch = 4;
   struct Load {
     const T* weight;
-    __device__ __forceinline__ Vector<T> operator()(int64_t at, int64_t left) const {
-      return load_some(weight + at, left);
-    }
+    __device__ __forceinline__ Vector<T> operator()(int64_t at, int left) const { return load_some(weight + at, left); }
   };
   __device__ __forceinline__ Load of(const SelectMatrix& m, int) const { return {static_cast<const T*>(m.weight)}; }
 };
@@ -226,7 +234,7 @@ __global__ void __launch_bounds__(kSelectThreads)
   clear_bins(bins, kBins);
   int64_t nan_at = kNoNan;
   for_each_segment(m, share.block, [&](int64_t segment) {
-    for_each_vector<T, Source::kBatch>(m, segment, load, [&](int64_t at, Place, const Vector<T>& v, int64_t left) {
+    for_each_vector<T, Source::kBatch>(m, segment, load, [&](int64_t at, Place, const Vector<T>& v, int left) {
 #pragma unroll
       for (int e = 0; e < Vector<T>::kSize; ++e) {
         const Key<T> key = magnitude(v.at[e]);  // 0, which is not counted, where nothing is left

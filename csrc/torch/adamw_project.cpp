@@ -86,6 +86,7 @@ Tensor adamw_project(Tensors weights, Tensors grads, Tensors exp_avgs, Tensors e
   for (size_t i = 0; i < count; ++i) {
     const Tensor& weight = weights[i];
     SK_CHECK(weight.dim() == 2, op, ": ", nth("weights", i), " must be a matrix, got shape ", shape_of(weight));
+    check_sides(op, nth("weights", i).c_str(), weight);
     SK_CHECK(weight.scalar_type() == weights[0].scalar_type(), op, ": ", nth("weights", i),
              " must have the scalar type of weights[0]");
     check_device(nth("weights", i), weight, weights[0]);
