@@ -163,3 +163,8 @@ inline unsigned atomicOr(unsigned* p, unsigned v) { return __atomic_fetch_or(p, 
 inline int __popcll(unsigned long long x) { return __builtin_popcountll(x); }
 inline unsigned __reduce_max_sync(uint32_t m, unsigned v) { unsigned r = 0; emu::gather(m, v, [&](int, unsigned q) { r = r > q ? r : q; }); return r; }
 inline unsigned __reduce_min_sync(uint32_t m, unsigned v) { unsigned r = ~0u; emu::gather(m, v, [&](int, unsigned q) { r = r < q ? r : q; }); return r; }
+inline int __dp4a(int a, int b, int c) {
+  for (int i = 0; i < 4; ++i) c += int(int8_t(uint32_t(a) >> (8 * i))) * int(int8_t(uint32_t(b) >> (8 * i)));
+  return c;
+}
+inline float __fdividef(float a, float b) { return a / b; }
