@@ -120,3 +120,7 @@ template <class T>
 inline void __stcs(T* to, const T& v) {
   *to = v;
 }
+template <class T>
+inline void __stwb(T* to, const T& v) {
+  *to = v;
+}
