@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from backends import GPU_DTYPES
+from backends import GPU_DTYPES, running
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from opcases import BUDGETS, CASES, RAW_CALLS, Budget, Draw, OpCase, Problem, raw, value_dtype
@@ -256,6 +256,18 @@ def test_embedding_of_strided_ids(backend: str) -> None:
     w, ids = draw.csr(257, 70, 1500), draw.ids((3, 33), 257)
     for view in (ids.T, ids[:, ::2], ids[0, :1].expand(9)):
         assert torch.equal(ops.csr_embedding(view, w), reference.to_dense(w)[view])
+
+
+@pytest.mark.parametrize("bad", [5, -1])
+def test_embedding_stops_at_ids_out_of_range(bad: int) -> None:
+    """On a GPU this ends the context, so it is tried on the emulated kernels only."""
+    w = CSR.from_dense(torch.ones(5, 7), nnz=9)
+    ids = torch.tensor([0, bad])
+    with running("emulated"):
+        with pytest.raises(RuntimeError, match="trap"):
+            ops.csr_embedding(ids, w)
+        with pytest.raises(RuntimeError, match="trap"):
+            raw.csr_embedding_backward(torch.ones(2, 7), ids, w.crow_indices, w.col_indices)
 
 
 # ---- abs_topk

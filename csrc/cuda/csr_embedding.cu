@@ -12,17 +12,23 @@ namespace {
 
 constexpr int kThreads = 256;
 
+// An id that is no row of the table stops the kernel for good, as in torch's own embedding. The message names no
+// number: passing one on would give the kernel a stack.
+__device__ __forceinline__ int64_t checked(int64_t id, int64_t rows) {
+  if (id < 0 || id >= rows) {
+    printf("csr_embedding: ids must be rows of the table\n");
+    __trap();
+  }
+  return id;
+}
+
 template <class T, class I>
 __global__ void write_rows(const I* __restrict__ crow, const I* __restrict__ col, const int64_t* __restrict__ ids,
                            const T* __restrict__ values, T* out, int64_t tokens, int64_t rows, int64_t cols) {
   const int lane = threadIdx.x % kWarp;
   const int64_t t = (int64_t(blockIdx.x) * blockDim.x + threadIdx.x) / kWarp;
   if (t >= tokens) return;
-  const int64_t id = ids[t];
-  if (id < 0 || id >= rows) {  // as torch's own embedding does on a GPU
-    printf("csr_embedding: ids must be between 0 and %lld, got %lld\n", (long long)(rows - 1), (long long)id);
-    __trap();
-  }
+  const int64_t id = checked(ids[t], rows);
   T* const row = out + t * cols;
   const bool aligned = reinterpret_cast<uintptr_t>(out) % 16 == 0 && cols % Vector<T>::kSize == 0;
   if (aligned) {
@@ -50,9 +56,11 @@ __global__ void sum_tokens(const I* __restrict__ crow, const I* __restrict__ col
   }
 }
 
-__global__ void count_up(int64_t* out, int64_t n) {
-  const int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
-  if (i < n) out[i] = i;
+// crow of the pattern that has one entry per token.
+__global__ void begin_sort(const int64_t* __restrict__ ids, int64_t* crow, int64_t tokens, int64_t rows) {
+  const int64_t t = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
+  if (t < tokens) checked(ids[t], rows);
+  if (t <= tokens) crow[t] = t;
 }
 
 // The tokens of each row of the table, ascending: the transpose of the pattern that has ids[t] in row t.
@@ -98,7 +106,8 @@ int64_t csr_embedding_backward_workspace(const CsrEmbeddingBackwardArgs& a) {
 
 Status csr_embedding_backward(const CsrEmbeddingBackwardArgs& a) {
   const TokenSort sort(a);
-  SK_TRY(launch(count_up, blocks_for(a.tokens + 1, kThreads), kThreads, 0, a.parallel, sort.crow, a.tokens + 1));
+  SK_TRY(launch(begin_sort, blocks_for(a.tokens + 1, kThreads), kThreads, 0, a.parallel, a.ids, sort.crow, a.tokens,
+                a.table.rows));
   SK_TRY(csr_transpose(sort.args));
   return with_value_dtype(a.dtype, [&](auto tag) {
     return with_index(a.table.index, [&](auto index) {

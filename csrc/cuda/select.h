@@ -11,7 +11,6 @@
 // A matrix is cut into segments of the flat index, one for a warp at a time, whatever its shape. Counts are integers,
 // so their order does not matter, and the lists are in order: the result is the same in every run.
 #pragma once
-#include <cstring>
 
 #include "sparsekern/topk_project.h"
 #include "table.h"
