@@ -26,20 +26,21 @@ raw = torch.ops.sparsekern
 
 @dataclass(frozen=True)
 class Draw:
-    """Seeded random inputs: the same numbers again for the same calls, whatever the index type."""
+    """Seeded random inputs: the same numbers again for the same calls, whatever the index type and device."""
 
     dtype: torch.dtype = torch.float64
     index: torch.dtype = torch.int32
+    device: str = "cpu"
     generator: torch.Generator = field(default_factory=lambda: torch.Generator().manual_seed(0))
 
     def normal(self, *shape: int) -> Tensor:
-        return torch.randn(shape, dtype=self.dtype, generator=self.generator)
+        return torch.randn(shape, dtype=self.dtype, generator=self.generator).to(self.device)
 
     def ids(self, shape: tuple[int, ...], rows: int) -> Tensor:
-        return torch.randint(max(rows, 1), shape, generator=self.generator)
+        return torch.randint(max(rows, 1), shape, generator=self.generator).to(self.device)
 
     def csr(self, n: int, k: int, nnz: int) -> CSR:
-        w = CSR.random(n, k, nnz=nnz, generator=self.generator, dtype=self.dtype)
+        w = CSR.random(n, k, nnz=nnz, generator=self.generator, dtype=self.dtype).to(self.device)
         return CSR(w.values, Pattern.build(w.crow_indices.to(self.index), w.col_indices.to(self.index), w.shape))
 
 
