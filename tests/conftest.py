@@ -1,9 +1,14 @@
 """Fixtures for everything that runs kernels."""
 
+import os
 from collections.abc import Callable, Iterator
 
 import pytest
 import torch
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # read where kernels are defined, so before anything imports them
+
 from backends import available_backends, available_isas, gpu_backends, running
 
 collect_ignore = [] if torch.cuda.is_available() else ["gpu"]  # run by `make gpu`

@@ -24,7 +24,7 @@ raw = torch.ops.sparsekern
 
 @dataclass(frozen=True)
 class Draw:
-    """Seeded random inputs: the same numbers again for the same calls, whatever the index type."""
+    """Seeded random inputs: the same numbers again for the same calls, whatever the index type and device."""
 
     dtype: torch.dtype = torch.float64
     index: torch.dtype = torch.int32

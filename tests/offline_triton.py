@@ -1,0 +1,113 @@
+"""Compiles Triton kernels for GPUs that are not there, with the compilers and disassemblers that come with Triton.
+
+Inside ``compiled_for`` a launch compiles its kernel, from the real arguments (tensors on the CPU or on meta), and does
+not run it.
+"""
+
+import re
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.runtime.driver import driver
+from triton.runtime.jit import JITFunction
+
+_NVIDIA_TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+
+
+class _Driver:
+    """What launches and compilers ask of a driver, answered for a GPU that does not exist."""
+
+    def __init__(self, target: GPUTarget, device: int) -> None:
+        self._target = target
+        self._device = device
+
+    def get_current_target(self) -> GPUTarget:
+        return self._target
+
+    def get_current_device(self) -> int:
+        return self._device
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+
+_devices: dict[GPUTarget, int] = {}  # kernels remember the target of a device, so each target is a device of its own
+
+
+@contextmanager
+def compiled_for(backend: str, arch: int | str) -> Iterator[list[Any]]:
+    """Fills the list with the compiled kernels of the launches inside, each once."""
+    target = GPUTarget(backend, arch, 64 if backend == "hip" else 32)
+    kernels: list[Any] = []
+    launch = JITFunction.run
+
+    def compile_only(self: JITFunction, *args: Any, grid: Any, warmup: bool, **options: Any) -> Any:
+        kernel = launch(self, *args, grid=grid, warmup=True, **options)
+        if not any(kernel is known for known in kernels):
+            kernels.append(kernel)
+        return kernel
+
+    active = driver._active
+    driver.set_active(_Driver(target, _devices.setdefault(target, len(_devices))))
+    JITFunction.run = compile_only
+    try:
+        yield kernels
+    finally:
+        JITFunction.run = launch
+        driver._active = active
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What a compiled kernel takes."""
+
+    name: str
+    threads: int
+    registers: int  # per thread
+    spills: int  # instructions on local memory, or bytes of it on AMD
+    shared: int  # bytes
+    wide_loads: int  # instructions that load 16 bytes per thread
+
+
+def resources(kernel: Any) -> Resources:
+    threads = kernel.metadata.num_warps * kernel.metadata.target.warp_size
+    shared = kernel.metadata.shared
+    if "cubin" in kernel.asm:
+        usage, sass = _disassemble(kernel.asm["cubin"])
+        registers = int(re.findall(r"\bREG:(\d+)", usage)[0])
+        spills = _instructions(sass, "LDL") + _instructions(sass, "STL")
+        return Resources(kernel.name, threads, registers, spills, shared, _instructions(sass, "LDG.E.128"))
+    text = kernel.asm["amdgcn"]
+    wide_loads = len(re.findall(r"^\s*(?:buffer|global)_load_dwordx4\b", text, re.MULTILINE))
+    spills = _amd_field(text, "private_segment_fixed_size")
+    return Resources(kernel.name, threads, _amd_field(text, "vgpr_count"), spills, shared, wide_loads)
+
+
+def _disassemble(cubin: bytes) -> tuple[str, str]:
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        return _run("cuobjdump", "-res-usage", file.name), _run("nvdisasm", file.name)
+
+
+def _run(tool: str, *arguments: str) -> str:
+    command = [str(_NVIDIA_TOOLS / tool), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def _instructions(sass: str, name: str) -> int:
+    """How many instructions are ``name``, whatever predicate and further modifiers they have."""
+    return len(re.findall(rf"^\s*/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?{re.escape(name)}\b", sass, re.MULTILINE))
+
+
+def _amd_field(text: str, field: str) -> int:
+    found = re.search(rf"^\s*\.{field}:\s*(\d+)", text, re.MULTILINE)
+    assert found, f"no {field} in the assembly"
+    return int(found[1])
