@@ -105,6 +105,10 @@ inline T __ldg(const T* from) {
   return *from;
 }
 template <class T>
+inline T __ldca(const T* from) {
+  return *from;
+}
+template <class T>
 inline T __ldcg(const T* from) {
   return *from;
 }
@@ -113,14 +117,18 @@ inline T __ldcs(const T* from) {
   return *from;
 }
 template <class T>
+inline void __stwb(T* to, const T& v) {
+  *to = v;
+}
+template <class T>
+inline void __stwt(T* to, const T& v) {
+  *to = v;
+}
+template <class T>
 inline void __stcg(T* to, const T& v) {
   *to = v;
 }
 template <class T>
 inline void __stcs(T* to, const T& v) {
-  *to = v;
-}
-template <class T>
-inline void __stwb(T* to, const T& v) {
   *to = v;
 }

@@ -19,7 +19,24 @@ inline uint16_t bfloat16_bits(float v) {
   return uint16_t((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
 
-inline uint16_t half_bits(float v) { return std::isnan(v) ? 0x7fff : bit_cast<uint16_t>(_Float16(v)); }
+inline uint16_t half_bits(float v) {
+  if (std::isnan(v)) return 0x7fff;
+  const float magnitude = std::fabs(v);
+  uint32_t bits = 0x7c00;      // infinity
+  if (magnitude < 0x1p-14f) {  // subnormal: a multiple of 2^-24
+    bits = uint32_t(std::nearbyint(magnitude * 0x1p24f));
+  } else if (magnitude < 65520) {
+    bits = bit_cast<uint32_t>(magnitude);
+    bits = ((bits + 0xfff + (bits >> 13 & 1)) >> 13) - (112 << 10);
+  }
+  return uint16_t(bits | (std::signbit(v) ? 0x8000 : 0));
+}
+
+inline float half_value(uint16_t bits) {
+  float magnitude = bit_cast<float>(uint32_t(bits & 0x7fff) << 13) * 0x1p112f;  // exact, for subnormals too
+  if ((bits & 0x7c00) == 0x7c00) magnitude = bit_cast<float>(bit_cast<uint32_t>(magnitude) | 0x7f800000);
+  return bits & 0x8000 ? -magnitude : magnitude;
+}
 
 }  // namespace emu
 
@@ -34,7 +51,7 @@ struct __nv_bfloat16 {
 struct __half {
   __half() = default;
   __half(float v) : bits(emu::half_bits(v)) {}
-  operator float() const { return float(emu::bit_cast<_Float16>(bits)); }
+  operator float() const { return emu::half_value(bits); }
 
   uint16_t bits;
 };
