@@ -128,6 +128,7 @@ inline int __all_sync(uint32_t m, int p) { return __ballot_sync(m, p) == m; }
 template <class T> inline uint32_t __match_any_sync(uint32_t m, T v) { uint32_t r = 0; emu::gather(m, v, [&](int l, T q) { r |= uint32_t(q == v) << l; }); return r; }
 inline unsigned __reduce_add_sync(uint32_t m, unsigned v) { unsigned r = 0; emu::gather(m, v, [&](int, unsigned q) { r += q; }); return r; }
 template <class T> inline T __ldg(const T* p) { return *p; }
+template <class T> inline void __stwb(T* p, T v) { *p = v; }
 inline int __popc(uint32_t x) { return __builtin_popcount(x); }
 inline int __ffs(uint32_t x) { return __builtin_ffs(x); }
 inline int __clz(uint32_t x) { return x ? __builtin_clz(x) : 32; }

@@ -3,6 +3,7 @@
 #include <torch/headeronly/core/ScalarType.h>
 
 #include <initializer_list>
+#include <limits>
 #include <sstream>
 #include <stdexcept>
 #include <string>
@@ -94,6 +95,16 @@ inline CsrPattern pattern_of(const char* op, const Tensor& crow, const Tensor& c
   check_vector(op, "crow_indices", crow, crow.scalar_type(), crow.numel());
   check_vector(op, "col_indices", col, crow.scalar_type(), col.numel());
   return {crow.const_data_ptr(), col.const_data_ptr(), crow.numel() - 1, cols, col.numel(), index};
+}
+
+// A matrix that the CUDA kernels can select from: they count rows and columns in 32 bits, entries in 64.
+inline void check_sides([[maybe_unused]] const char* op, [[maybe_unused]] const char* name,
+                        [[maybe_unused]] const Tensor& t) {
+#ifdef SK_CUDA
+  constexpr int64_t limit = std::numeric_limits<int32_t>::max();
+  SK_CHECK(t.size(0) <= limit && t.size(1) <= limit, op, ": ", name, " must have fewer than 2^31 rows and columns on ",
+           "a GPU, got shape ", shape_of(t));
+#endif
 }
 
 // Rows of a row-major matrix made of all but the last dimension.

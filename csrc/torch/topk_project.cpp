@@ -17,6 +17,7 @@ std::tuple<Tensor, Tensor, Tensor> select(const char* op, const Tensor& weight, 
   a.dtype = value_dtype_of(op, "weight", weight);
   a.rows = weight.size(0);
   a.cols = weight.size(1);
+  check_sides(op, "weight", weight);
   a.k = k;
   a.floor = floor;
   a.axis = int32_t(axis);

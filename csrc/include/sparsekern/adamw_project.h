@@ -1,5 +1,5 @@
-// One step of exact mode on several matrices: Adam, projection to k entries by topk_project's rule, weight decay of what
-// is kept, and the new pattern in both layouts (Gao et al. 2025, appendix A.2, whose step order this is).
+// One step of exact mode on several matrices: Adam, projection to k entries by topk_project's rule, weight decay of
+// what is kept, and the new pattern in both layouts (Gao et al. 2025, appendix A.2, whose step order this is).
 //
 // With g = grad * grad_scale and t = step, the number of this step counted from 1:
 //   exp_avg    = beta1 * exp_avg + (1 - beta1) * g

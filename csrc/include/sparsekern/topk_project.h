@@ -6,6 +6,8 @@
 // row or column: the lowest index), so zeros may be selected when fewer than k entries are nonzero.
 // Requires floor * (rows or cols) <= k <= rows * cols. crow (rows + 1) and col (k) are written in full.
 //
+// On a GPU rows and cols must be below 2^31; rows * cols may be more.
+//
 // A NaN is an error. On a CPU the weight is then untouched; a GPU cannot stop in time, there NaN counts as the largest
 // magnitude, so that it stays visible.
 #pragma once
