@@ -47,6 +47,28 @@ __global__ void __launch_bounds__(kSelectThreads) pick_digit(__grid_constant__ c
   }
 }
 
+// For each entry of a vector, the key of the last one that the floor reserved in its neuron; above every magnitude
+// where there is no entry.
+template <class T>
+__device__ __forceinline__ Vector<Key<T>> floors_at(const SelectMatrix& m, const Key<T>* keys, Place place, int left) {
+  constexpr int kSize = Vector<T>::kSize;
+  const int32_t cols = int32_t(m.cols);
+  Vector<Key<T>> last;
+  if (left >= kSize && place.col <= cols - kSize) {  // within one row
+    if (m.axis == 1) return load_some(keys + place.col, kSize);
+    const Key<T> of_row = keys[place.row];
+#pragma unroll
+    for (int e = 0; e < kSize; ++e) last.at[e] = of_row;
+    return last;
+  }
+#pragma unroll
+  for (int e = 0; e < kSize; ++e) {
+    last.at[e] = e < left ? keys[m.axis == 0 ? place.row : place.col] : KeyOf<T>::kMax;
+    place.next(cols);
+  }
+  return last;
+}
+
 // The magnitudes of a vector, -1 where there is no entry, and which entries (bits) the floor reserved.
 template <class T>
 struct Keys {
@@ -59,27 +81,20 @@ struct Keys {
     for (int e = 0; e < kSize; ++e) at[e] = e < left ? magnitude(v.at[e]) : Key<T>(-1);
     if (m.floor == 0) return;
     const Floors<T> floors = floors_of<T>(m);
-    const bool in_rows = m.axis == 0;
-    const int32_t cols = int32_t(m.cols);
-    Key<T> last[kSize];  // all loads before the first use
-    Place p = place;
-#pragma unroll
-    for (int e = 0; e < kSize; ++e) {
-      last[e] = e < left ? floors.key[in_rows ? p.row : p.col] : KeyOf<T>::kMax;
-      p.next(cols);
-    }
+    const Vector<Key<T>> last = floors_at<T>(m, floors.key, place, left);
     unsigned equal = 0;
 #pragma unroll
     for (int e = 0; e < kSize; ++e) {
-      reserved |= unsigned(at[e] > last[e]) << e;
-      equal |= unsigned(at[e] == last[e]) << e;
+      reserved |= unsigned(at[e] > last.at[e]) << e;
+      equal |= unsigned(at[e] == last.at[e]) << e;
     }
-    if (equal == 0) return;
-    p = place;
-#pragma unroll
-    for (int e = 0; e < kSize; ++e) {
-      if (equal >> e & 1 && (in_rows ? p.col : p.row) <= floors.index[in_rows ? p.row : p.col]) reserved |= 1u << e;
-      p.next(cols);
+#pragma unroll 1
+    for (unsigned bit = 1; equal >= bit; bit *= 2) {  // reserved only up to a certain index of the neuron
+      if (equal & bit) {
+        const int32_t index = m.axis == 0 ? place.col : place.row;
+        if (index <= floors.index[m.axis == 0 ? place.row : place.col]) reserved |= bit;
+      }
+      place.next(int32_t(m.cols));
     }
   }
 };
@@ -206,7 +221,7 @@ __device__ __forceinline__ int keep_ties(unsigned tied, int ties_left, unsigned&
 
 // Zeroes what is not kept, decays what is, writes crow and col.
 template <class T, class I>
-__global__ void __launch_bounds__(kSelectThreads, 2)
+__global__ void __launch_bounds__(kSelectThreads, 3)
     write(__grid_constant__ const Work work, __grid_constant__ const SelectTable table, bool zero_rest,
           const double* lr, double weight_decay) {
   const Share share = work.share();

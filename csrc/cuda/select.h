@@ -236,7 +236,7 @@ __global__ void __launch_bounds__(kSelectThreads)
     for_each_vector<T, Source::kBatch>(m, segment, load, [&](int64_t at, Place, const Vector<T>& v, int left) {
 #pragma unroll
       for (int e = 0; e < Vector<T>::kSize; ++e) {
-        const Key<T> key = magnitude(v.at[e]);  // 0, which is not counted, where nothing is left
+        const Key<T> key = e < left ? magnitude(v.at[e]) : 0;  // 0 is not counted
         count_digit(bins, int(key >> kBinShift<T>));
         if (key == KeyOf<T>::kNan) nan_at = min_of(nan_at, at + e);
       }
