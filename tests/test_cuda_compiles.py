@@ -27,8 +27,10 @@ MOST_STATIC_SHARED = 48 << 10
 STREAMING = {
     "abs_topk": ("keep_topk", "mask_entries"),
     "adamw_project": ("count_first_digit",),
+    "csr_linear": ("tile_kernel",),
+    "csr_sddmm": ("tile_kernel",),
     "floor": ("reserve_rows",),
-    "select": ("refine", "collect", "count_kept", "write"),
+    "select": ("collect", "write"),
     "topk_project": ("count_first_digit",),
 }
 

@@ -39,7 +39,7 @@ CPU_SYSTEM_HEADERS = {
 }
 
 
-CUDA_HEADERS = {"cuda_bf16.h", "cuda_fp16.h", "cuda_runtime.h", "emu.h"}
+CUDA_HEADERS = {"cstdio", "cuda_bf16.h", "cuda_fp16.h", "cuda_runtime.h", "emu.h"}
 
 # ---- Python imports
 

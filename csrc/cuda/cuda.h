@@ -10,6 +10,8 @@
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
+#include <cstdio>
+
 // The launch's dynamic shared memory, as an array of T, 16-byte aligned.
 #define SK_DYNAMIC_SHARED(T, name)                                          \
   extern __shared__ __align__(16) unsigned char sk_dynamic_shared_memory[]; \
