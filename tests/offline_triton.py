@@ -4,19 +4,25 @@ Inside ``compiled_for`` a launch compiles its kernel, from the real arguments (t
 not run it.
 """
 
+import json
 import re
 import subprocess
+import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime.driver import driver
 from triton.runtime.jit import JITFunction
+
+from sparsekern._triton import IMPLEMENTATIONS
 
 _NVIDIA_TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
@@ -111,3 +117,66 @@ def _amd_field(text: str, field: str) -> int:
     found = re.search(rf"^\s*\.{field}:\s*(\d+)", text, re.MULTILINE)
     assert found, f"no {field} in the assembly"
     return int(found[1])
+
+
+# ---- the kernels of sparsekern
+
+TARGETS: tuple[tuple[str, int | str], ...] = (("cuda", 80), ("cuda", 90), ("cuda", 100), ("hip", "gfx942"))
+TOKENS, HIDDEN, MODEL = 2048, 8192, 2048
+NNZ = HIDDEN * MODEL // 1000
+
+
+def empty(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def launch_linear(dtype: torch.dtype, index: torch.dtype) -> None:
+    """Up and down projection of a layer at a density of 0.1 %, with what their gradients launch."""
+    for n, k in ((HIDDEN, MODEL), (MODEL, HIDDEN)):
+        pattern = [empty(length, dtype=index) for length in (n + 1, NNZ, k + 1, NNZ, NNZ)]
+        x, y = empty(TOKENS, k, dtype=dtype), empty(TOKENS, n, dtype=dtype)
+        IMPLEMENTATIONS["csr_linear"](x, empty(NNZ), *pattern, empty(n), False)
+        IMPLEMENTATIONS["csr_linear"](y, empty(NNZ), *pattern, None, True)
+        IMPLEMENTATIONS["csr_sddmm"](y, x, *pattern)
+
+
+def launch_abs_topk(width: int, dtype: torch.dtype) -> None:
+    x = empty(TOKENS, width, dtype=dtype)
+    _, kept = IMPLEMENTATIONS["abs_topk"](x, width // 16)
+    IMPLEMENTATIONS["abs_topk_backward"](x, kept)
+
+
+def launch_project() -> None:
+    for floor, axis in ((0, 0), (2, 0), (2, 1)):
+        IMPLEMENTATIONS["topk_project_"](empty(HIDDEN, MODEL), 10 * NNZ, floor, axis)
+    IMPLEMENTATIONS["topk_select"](empty(HIDDEN, MODEL), 10 * NNZ, 0, 0)
+
+
+def launch_all() -> Iterator[tuple[str, Callable[[], None]]]:
+    """Every kernel for every dtype, by a name for the arguments.
+
+    On meta tensors, which have no data: a launcher that waited for any, or whose shapes depended on it, would fail.
+    """
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        name = str(dtype).removeprefix("torch.")
+        yield f"{name} int32", partial(launch_linear, dtype, torch.int32)
+        yield name, partial(launch_abs_topk, HIDDEN, dtype)
+    yield "float32 int64", partial(launch_linear, torch.float32, torch.int64)
+    yield "float32 wide", partial(launch_abs_topk, 65536, torch.float32)
+    yield "float32", launch_project
+
+
+def main() -> None:
+    """Prints what the kernels take on every target, as JSON."""
+    report = []
+    for backend, arch in TARGETS:
+        for arguments, launch in launch_all():
+            with compiled_for(backend, arch) as kernels:
+                launch()
+            for kernel in kernels:
+                report.append({"target": str(arch), "arguments": arguments, **asdict(resources(kernel))})
+    json.dump(report, sys.stdout)
+
+
+if __name__ == "__main__":
+    main()
