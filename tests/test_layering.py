@@ -220,7 +220,7 @@ def test_an_op_has_the_same_stem_everywhere() -> None:
     assert stems(CSRC / "cuda", "*.cu") - {"floor", "select", "status", "transpose"} == with_kernels  # shared parts
     assert stems(CSRC / "torch", "*.cpp") - {"native"} == with_kernels
     assert stems(CSRC / "include" / "sparsekern", "*.h") - {"isa", "parallel", "types"} == with_kernels
-    triton_parts = {"__init__", "activations", "checks", "magnitude", "plain"}
+    triton_parts = {"__init__", "activations", "checks", "launch", "magnitude", "plain"}
     assert stems(PACKAGE / "_triton", "*.py") - triton_parts <= with_kernels
 
 

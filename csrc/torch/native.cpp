@@ -5,6 +5,7 @@
 #include <malloc.h>
 #endif
 
+#include "../cuda/tile_plan.h"
 #include "sparsekern/isa.h"
 
 namespace py = pybind11;
@@ -42,6 +43,21 @@ bool keep_freed_memory() {
 #endif
 }
 
+// What the CUDA kernels of the linear ops would do; see csrc/cuda/tile_plan.h.
+py::dict tile_plan(int64_t rows, int64_t cols, int64_t nnz, int64_t tokens, int element_bytes, bool sampled,
+                   int multiprocessors, int64_t shared_bytes) {
+  const sk::DType dtype = element_bytes == 8 ? sk::DType::f64 : element_bytes == 4 ? sk::DType::f32 : sk::DType::bf16;
+  const sk::cuda::TilePlan plan =
+      sk::cuda::plan_tiles({rows, cols, nnz, tokens, dtype, sampled, multiprocessors, shared_bytes});
+  py::dict out;
+  out["panel_cols"] = plan.panel_cols;
+  out["panels"] = plan.panels;
+  out["blocks"] = plan.blocks;
+  out["shares"] = plan.shares;
+  out["shared_bytes"] = plan.shared_bytes;
+  return out;
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_native, m) {
@@ -49,4 +65,6 @@ PYBIND11_MODULE(_native, m) {
   m.def("cpu_isa", [] { return sk::isa_name(sk::active_isa()); });
   m.def("set_cpu_isa", &set_cpu_isa, py::arg("name"));
   m.def("keep_freed_memory", &keep_freed_memory);
+  m.def("tile_plan", &tile_plan, py::arg("rows"), py::arg("cols"), py::arg("nnz"), py::arg("tokens"),
+        py::arg("element_bytes"), py::arg("sampled"), py::arg("multiprocessors"), py::arg("shared_bytes"));
 }

@@ -8,7 +8,7 @@ from . import reference
 from .abs_topk import abs_topk
 from .adamw_project import adamw_project_
 from .backend import gpu_backend, load_gpu_kernels, use_backend
-from .choice import KernelChoice, choose_linear
+from .choice import KernelChoice, TilePlan, choose_linear, plan_tiles
 from .csr_embedding import csr_embedding
 from .csr_linear import csr_linear
 from .csr_linear_dense_grad import csr_linear_dense_grad
@@ -18,6 +18,7 @@ from .topk_project import topk_project_
 
 __all__ = [
     "KernelChoice",
+    "TilePlan",
     "abs_topk",
     "adamw_project_",
     "check_status",
@@ -27,6 +28,7 @@ __all__ = [
     "csr_linear_dense_grad",
     "csr_sddmm",
     "gpu_backend",
+    "plan_tiles",
     "reference",
     "topk_project_",
     "use_backend",

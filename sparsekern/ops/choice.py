@@ -28,3 +28,31 @@ def choose_linear(shape: tuple[int, int], nnz: int, dtype: torch.dtype, device: 
     if density > break_even:
         return KernelChoice("dense", f"{what}: denser than the break-even of {break_even:.0%}")
     return KernelChoice("csr", f"{what}: at or below the break-even of {break_even:.0%}")
+
+
+@dataclass(frozen=True)
+class TilePlan:
+    """How the CUDA kernels of the linear ops cut a problem (csrc/cuda/tile_plan.h)."""
+
+    panel_cols: int  # features of x in shared memory at a time
+    panels: int  # passes over x
+    blocks: int  # thread blocks side by side along the tokens
+    shares: int  # thread blocks that share tokens and take different rows of the weight
+    shared_bytes: int  # of shared memory per thread block
+
+
+def plan_tiles(
+    shape: tuple[int, int],
+    nnz: int,
+    tokens: int,
+    dtype: torch.dtype,
+    *,
+    sampled: bool = False,
+    multiprocessors: int = 132,
+    shared_bytes: int = 227 << 10,
+) -> TilePlan:
+    """The plan for a weight of ``shape`` (N, K), by default on an H100; ``sampled`` for gradients of values."""
+    from .._native import tile_plan  # links to the library that this package loads
+
+    n, k = shape
+    return TilePlan(**tile_plan(n, k, nnz, tokens, dtype.itemsize, sampled, multiprocessors, shared_bytes))
