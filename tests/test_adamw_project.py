@@ -42,7 +42,7 @@ def empty_pattern(budget: Budget, index: torch.dtype) -> Pattern:
     return Pattern(*(torch.full((length,), -1, dtype=index) for length in lengths), (budget.n, budget.k))
 
 
-def step(m: Matrices, grads: list[Tensor], budgets: tuple[Budget, ...]) -> None:
+def step(m: Matrices, grads: list[Tensor], budgets: tuple[Budget, ...], betas: tuple[float, float] = BETAS) -> None:
     torch._foreach_add_(m.steps, 1)
     device = m.weights[0].device
     adamw_project_(
@@ -56,7 +56,7 @@ def step(m: Matrices, grads: list[Tensor], budgets: tuple[Budget, ...]) -> None:
         axes=[b.axis for b in budgets],
         lr=torch.full((), LR, dtype=torch.float64, device=device),
         grad_scale=torch.full((), SCALE, dtype=torch.float64, device=device),
-        betas=BETAS,
+        betas=betas,
         eps=EPS,
         weight_decay=DECAY,
     )
@@ -113,6 +113,15 @@ def test_wide_indices(backend: str) -> None:
 def test_every_shape(shape: tuple[int, int], backend: str) -> None:
     n, k = shape
     check_steps((Budget(n, k, n * k // 3), Budget(n, k, n * k), Budget(n, k, 0)), torch.float32, 2, torch.int32)
+
+
+def test_beta2_near_one_keeps_its_digits(backend: str) -> None:
+    budgets = (Budget(33, 70, 100),)
+    draw = Draw(torch.float32)
+    m, grad = Matrices.draw(budgets, draw), draw.normal(33, 70)
+    step(m, [grad], budgets, betas=(0.9, 0.9999))  # in float32, 1 - 0.9999 has lost three of its digits
+    expected = (1 - 0.9999) * (grad.double() * SCALE) ** 2
+    torch.testing.assert_close(m.exp_avg_sqs[0].double(), expected, rtol=1e-6, atol=0)
 
 
 def test_strided_gradients(backend: str) -> None:

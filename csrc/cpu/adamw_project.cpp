@@ -14,12 +14,14 @@ constexpr int64_t kGrain = 1 << 14;  // entries of a work item: five arrays of t
 
 template <class T>
 struct Step {
-  T scale, beta1, beta2, step_size, root_correction, eps;
+  T scale, beta1, rest1, beta2, rest2, step_size, root_correction, eps;  // worked out in double: 1 - 0.999 cancels
 
   Step(const AdamwProjectArgs& a, double t)
       : scale(T(*a.grad_scale)),
         beta1(T(a.beta1)),
+        rest1(T(1 - a.beta1)),
         beta2(T(a.beta2)),
+        rest2(T(1 - a.beta2)),
         step_size(T(*a.lr / (1 - __builtin_pow(a.beta1, t)))),
         root_correction(T(__builtin_sqrt(1 - __builtin_pow(a.beta2, t)))),
         eps(T(a.eps)) {}
@@ -27,8 +29,8 @@ struct Step {
   inline void run(T* __restrict w, const T* __restrict grad, T* __restrict avg, T* __restrict sq, int64_t n) const {
     for (int64_t i = 0; i < n; ++i) {
       const T g = grad[i] * scale;
-      avg[i] = beta1 * avg[i] + (1 - beta1) * g;
-      sq[i] = beta2 * sq[i] + (1 - beta2) * g * g;
+      avg[i] = beta1 * avg[i] + rest1 * g;
+      sq[i] = beta2 * sq[i] + rest2 * g * g;
       const T root = sizeof(T) == 8 ? T(__builtin_sqrt(sq[i])) : T(__builtin_sqrtf(sq[i]));
       w[i] -= step_size * avg[i] / (root / root_correction + eps);
     }
