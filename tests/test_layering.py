@@ -18,7 +18,7 @@ CSRC = ROOT / "csrc"
 
 # folder of sparsekern -> what it may import of the rest
 MAY_IMPORT = {
-    "ops": {"ops", "_triton"},  # imported when first used
+    "ops": {"ops", "_triton", "_native"},  # the last two when first used
     "_triton": {"ops", "_triton"},
     "formats": {"ops", "formats"},
     "nn": {"ops", "formats", "nn"},
