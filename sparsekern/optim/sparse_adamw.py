@@ -164,7 +164,8 @@ class SparseAdamW(torch.optim.Optimizer):
                 eps=group["eps"],
                 maximize=False,
             )
-            torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
+            if group["weight_decay"]:
+                torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
 
     def _state(self, p: Tensor) -> dict[str, Tensor]:
         state = self.state[p]
