@@ -10,8 +10,8 @@ import torch
 from backends import GPU_DTYPES
 from opcases import BUDGETS, CASES, RAW_CALLS, ROWS, Budget, Draw, OpCase, Rows, Shape, raw
 from test_adamw_project import check_steps
+from test_bad_input import BAD_INPUTS
 from test_ops import (
-    BAD_INPUTS,
     INF,
     MATRICES_BY_HAND,
     NAN,
