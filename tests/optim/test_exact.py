@@ -30,9 +30,9 @@ class StableAbsTopK(nn.Module):
         return reference.abs_topk(x, self.k)
 
 
-def batches() -> Iterator[tuple[Tensor, Tensor]]:
+def batches(steps: int) -> Iterator[tuple[Tensor, Tensor]]:
     generator = torch.Generator().manual_seed(1)
-    for _ in range(STEPS):
+    for _ in range(steps):
         tokens = torch.randint(CONFIG.vocab_size, (4, CONFIG.block_size + 1), generator=generator, device="cpu")
         tokens = tokens.to(torch.get_default_device())
         tokens[:, 1::2] = (tokens[:, 0:-1:2] * 7 + 3) % CONFIG.vocab_size  # something to learn
@@ -52,10 +52,10 @@ def make_model() -> sk.models.GPT:
     return model
 
 
-def train_sparse(model: sk.models.GPT) -> list[float]:
+def train_sparse(model: sk.models.GPT, steps: int) -> list[float]:
     optimizer = sk.optim.SparseAdamW(sk.optim.param_groups(model), lr=LR, mode="exact")
     losses = []
-    for step, (ids, targets) in enumerate(batches()):
+    for step, (ids, targets) in enumerate(batches(steps)):
         density, lr = schedule(step)
         set_budgets(model.matrices() + model.embeddings(), density)
         for group in optimizer.param_groups:
@@ -76,13 +76,13 @@ def dense_counterpart(model: sk.models.GPT) -> sk.models.GPT:
     return dense
 
 
-def train_dense(model: sk.models.GPT, dense: sk.models.GPT) -> list[float]:
+def train_dense(model: sk.models.GPT, dense: sk.models.GPT, steps: int) -> list[float]:
     """The published step order, spelled out: RMS, Adam, projection, decay."""
     layers = {n: m for n, m in model.named_modules() if isinstance(m, SparseLinear | SparseEmbedding)}
     parameters = dict(dense.named_parameters())
     adam = torch.optim.Adam(parameters.values(), lr=LR, betas=(0.9, 0.95), eps=0.1)
     losses = []
-    for step, (ids, targets) in enumerate(batches()):
+    for step, (ids, targets) in enumerate(batches(steps)):
         density, lr = schedule(step)
         adam.param_groups[0]["lr"] = lr
         loss = dense.loss(ids, targets)
@@ -109,14 +109,16 @@ def train_dense(model: sk.models.GPT, dense: sk.models.GPT) -> list[float]:
 
 @pytest.mark.parametrize("backend", ["default", *gpu_backends()], indirect=True)
 def test_exact_mode_equals_plain_dense_training(backend: str) -> None:
+    steps = 10 if backend == "emulated" else STEPS  # slow, and the budgets change from the first step on
     model = make_model()
     dense = dense_counterpart(model)
-    expected = train_dense(model, dense)
-    losses = train_sparse(model)
+    expected = train_dense(model, dense, steps)
+    losses = train_sparse(model, steps)
     assert max(abs(a - b) for a, b in zip(losses, expected, strict=True)) < 1e-9
-    assert losses[-1] < losses[0] - 0.5  # it did learn
+    if steps == STEPS:
+        assert losses[-1] < losses[0] - 0.5  # it did learn
     for name, module in model.named_modules():
         if isinstance(module, SparseLinear | SparseEmbedding):
             weight = dense.get_parameter(f"{name}.weight")
             assert torch.equal(module.weight.master != 0, weight != 0), name
-            assert module.weight.nnz == int(DENSITY * weight.numel())
+            assert module.weight.nnz == int(schedule(steps - 1)[0] * weight.numel())
