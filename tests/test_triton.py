@@ -412,11 +412,11 @@ def test_bad_input_is_named(call: Callable[[], Any], message: str) -> None:
 def test_plans_follow_from_shapes() -> None:
     density = 8192 * 2048 // 1000
     assert str(plan_linear(8192, density, 2048, torch.bfloat16)) == (
-        "LinearPlan(block_n=16, block_t=256, even=16, unroll=2, num_warps=4)"
+        "LinearPlan(block_n=16, block_t=256, even=16, unroll=2, num_warps=8)"
     )
     assert plan_linear(2048, density, 1, torch.float32).block_t == 16
     assert str(plan_sddmm(8192, 2048, 16384, torch.bfloat16)) == (
-        "SddmmPlan(block_p=16, block_t=256, slice_tokens=1024, num_warps=4)"
+        "SddmmPlan(block_p=16, block_t=256, slice_tokens=1024, num_warps=8)"
     )
     assert str(plan_rows(8192, torch.bfloat16)) == (
         "RowPlan(block_r=1, block_w=8192, chunk=2048, wide=False, num_warps=8)"

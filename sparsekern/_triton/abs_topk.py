@@ -18,12 +18,12 @@ _KEYS_PER_THREAD = 32  # of 32 bits, in registers while the cut is searched; few
 
 @dataclass(frozen=True)
 class RowPlan:
-    """Tile searched (rows, entries) and entries written at a time, whether rows are longer than the tile, warps."""
+    """The rows of a program, and how many of their entries it holds."""
 
-    block_r: int
-    block_w: int
-    chunk: int
-    wide: bool
+    block_r: int  # rows
+    block_w: int  # entries of each in registers while its cut is searched
+    chunk: int  # entries of each written at a time
+    wide: bool  # rows are longer than block_w, and are read again for every bit of the cut
     num_warps: int
 
 

@@ -17,11 +17,11 @@ _BLOCK_N = 16  # rows per program: 16 outputs of one token fill a memory sector 
 
 @dataclass(frozen=True)
 class LinearPlan:
-    """Tile of y per program (rows of the weight, tokens), the length up to which rows advance in step, warps."""
+    """The tile of y that a program computes, and how it goes through the nonzeros of its rows."""
 
-    block_n: int
-    block_t: int
-    even: int
+    block_n: int  # rows of the weight
+    block_t: int  # tokens
+    even: int  # length up to which the rows advance in step
     unroll: int  # nonzeros of each row at a time
     num_warps: int
 
@@ -30,8 +30,8 @@ def plan_linear(rows: int, nnz: int, tokens: int, dtype: torch.dtype) -> LinearP
     # 512 bytes of tokens per nonzero are one load of 16 bytes for each lane of a warp.
     block_t = min(512 // dtype.itemsize, max(16, triton.next_power_of_2(tokens)))
     mean = triton.next_power_of_2(max(1, triton.cdiv(nnz, rows)))
-    # 64 bytes of loads per thread and nonzero keep the memory busy without filling the registers.
-    num_warps = max(1, _BLOCK_N * block_t * dtype.itemsize // (32 * 64))
+    # 32 bytes of loads per thread and nonzero: with few registers, many programs share a multiprocessor.
+    num_warps = max(1, _BLOCK_N * block_t * dtype.itemsize // (32 * 32))
     return LinearPlan(_BLOCK_N, block_t, even=4 * mean, unroll=min(mean, 2), num_warps=num_warps)
 
 
@@ -46,7 +46,7 @@ def _load_nonzeros(x, values, order, col, p, live, t, stride):
     return value[:, None], tile.to(value.dtype)
 
 
-@triton.jit(do_not_specialize=["row_blocks", "tokens", "even"])
+@triton.jit(do_not_specialize=["row_blocks", "tokens"])
 def _csr_linear(
     x,  # (cols, stride), feature-major
     values,
@@ -59,9 +59,9 @@ def _csr_linear(
     row_blocks,
     tokens,
     stride,
-    even,
     BLOCK_N: tl.constexpr,
     BLOCK_T: tl.constexpr,
+    EVEN: tl.constexpr,
     UNROLL: tl.constexpr,
 ):
     # Row blocks are the inner index: programs that run together share one block of tokens of x, which stays in L2.
@@ -75,18 +75,18 @@ def _csr_linear(
 
     # The rows advance in step, so that each load is BLOCK_N nonzeros wide; a row that has ended loads nothing.
     sums = tl.zeros((BLOCK_N, BLOCK_T), values.dtype.element_ty)
-    for first in range(0, tl.minimum(longest, even), UNROLL):
+    for first in range(0, tl.minimum(longest, EVEN), UNROLL):
         for u in tl.static_range(UNROLL):
             p = begin + first + u
             value, tile = _load_nonzeros(x, values, order, col, p, p < end, t, stride)
             sums += value * tile
 
     # What a row has beyond the even length (some neurons of a trained weight do) is loaded BLOCK_N nonzeros at a time.
-    if longest > even:
+    if longest > EVEN:
         for i in range(BLOCK_N):
             start = tl.load(crow + n0 + i, mask=n0 + i < rows, other=0)
             stop = tl.load(crow + n0 + i + 1, mask=n0 + i < rows, other=0)
-            for first in range(start + even, stop, BLOCK_N):
+            for first in range(start + EVEN, stop, BLOCK_N):
                 p = first + tl.arange(0, BLOCK_N)
                 value, tile = _load_nonzeros(x, values, order, col, p, p < stop, t, stride)
                 more = tl.sum(value * tile, axis=0)
@@ -145,9 +145,9 @@ def csr_linear(
         row_blocks,
         tokens,
         source.shape[1],
-        plan.even,
         BLOCK_N=plan.block_n,
         BLOCK_T=plan.block_t,
+        EVEN=plan.even,
         UNROLL=plan.unroll,
         num_warps=plan.num_warps,
     )

@@ -26,10 +26,10 @@ _CACHE = 24 << 20  # bytes of activations that a slice of tokens may have: half 
 
 @dataclass(frozen=True)
 class SddmmPlan:
-    """Tile per program (positions, tokens at a time), tokens per slice, warps."""
+    """What a program sums: one slice of the tokens at some positions."""
 
-    block_p: int
-    block_t: int
+    block_p: int  # positions
+    block_t: int  # tokens at a time
     slice_tokens: int
     num_warps: int
 
@@ -41,7 +41,7 @@ def plan_sddmm(rows: int, cols: int, tokens: int, dtype: torch.dtype) -> SddmmPl
     # Each position reads other rows of both operands: they come from L2 if all programs work on the same tokens.
     fitting = _CACHE // max(1, (rows + cols) * dtype.itemsize)
     slice_tokens = max(fitting // block_t, 4) * block_t
-    num_warps = max(1, _BLOCK_P * block_t * dtype.itemsize // (32 * 64))
+    num_warps = max(1, _BLOCK_P * block_t * dtype.itemsize // (32 * 32))
     return SddmmPlan(_BLOCK_P, block_t, slice_tokens, num_warps)
 
 

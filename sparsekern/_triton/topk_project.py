@@ -25,7 +25,7 @@ _PROGRAMS = 1024  # that share the counting of a weight: a few per multiprocesso
 
 @dataclass(frozen=True)
 class ProjectPlan:
-    """Tile per program (rows, columns at a time), warps."""
+    """The tile of the weight that a program judges at a time."""
 
     block_r: int
     block_c: int
