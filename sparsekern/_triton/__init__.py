@@ -12,7 +12,7 @@ import torch
 from . import plain
 from .abs_topk import abs_topk, abs_topk_backward
 from .adamw_project import adamw_project_
-from .csr_linear import csr_linear
+from .csr_linear import csr_linear, csr_linear_backward
 from .csr_sddmm import csr_sddmm
 from .topk_project import topk_project_, topk_select
 
@@ -28,7 +28,16 @@ def _on_its_device(function: Callable[..., Any]) -> Callable[..., Any]:
     return launch
 
 
-_TRITON = (adamw_project_, csr_linear, csr_sddmm, abs_topk, abs_topk_backward, topk_project_, topk_select)
+_TRITON = (
+    adamw_project_,
+    csr_linear,
+    csr_linear_backward,
+    csr_sddmm,
+    abs_topk,
+    abs_topk_backward,
+    topk_project_,
+    topk_select,
+)
 _PLAIN = (
     plain.csr_transpose,
     plain.csr_gather,

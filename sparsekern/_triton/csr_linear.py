@@ -10,6 +10,7 @@ from torch import Tensor
 from ..ops.reference import as_matrix
 from .activations import feature_major
 from .checks import VALUE_DTYPES, check_dims, check_features, check_float, check_pattern, check_vector
+from .csr_sddmm import csr_sddmm
 from .launch import launch
 
 _BLOCK_N = 16  # rows per program: 16 outputs of one token fill a memory sector (32 bytes) also in 16 bits
@@ -152,3 +153,11 @@ def csr_linear(
         num_warps=plan.num_warps,
     )
     return y
+
+
+def csr_linear_backward(
+    grad: Tensor, x: Tensor, values: Tensor, crow: Tensor, col: Tensor, ccol: Tensor, row: Tensor, perm: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The gradients of x and of values, by two kernels."""
+    pattern = (crow, col, ccol, row, perm)
+    return csr_linear(grad, values, *pattern, None, True), csr_sddmm(grad, x, *pattern)

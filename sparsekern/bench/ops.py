@@ -98,9 +98,7 @@ def our_linear(x: Tensor, grad: Tensor | None, w: CSR, ops: Mapping[str, Callabl
 
     def run() -> tuple[Tensor, Tensor, Tensor]:
         y = ops["csr_linear"](x, w.values, *pattern, None, False)
-        if "csr_linear_backward" in ops:
-            return y, *ops["csr_linear_backward"](grad, x, w.values, *pattern)
-        return y, ops["csr_linear"](grad, w.values, *pattern, None, True), ops["csr_sddmm"](grad, x, *pattern)
+        return y, *ops["csr_linear_backward"](grad, x, w.values, *pattern)
 
     return run
 

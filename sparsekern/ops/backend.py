@@ -78,6 +78,7 @@ TRITON_OPS = (
     "csr_embedding_backward",
     "csr_gather",
     "csr_linear",
+    "csr_linear_backward",
     "csr_scatter",
     "csr_sddmm",
     "csr_transpose",
