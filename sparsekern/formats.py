@@ -68,6 +68,20 @@ class Pattern:
 
 
 @dataclass(frozen=True, eq=False)
+class ActivePattern:
+    """Positions of an (N, K) matrix that are trained, in the order of CSR: its support, and candidates beside it."""
+
+    crow_indices: Tensor  # (N + 1)
+    col_indices: Tensor  # (active), ascending within each row
+    slots: Tensor  # (nnz), ascending: which of the active positions the support is
+    support: Pattern
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.support.shape
+
+
+@dataclass(frozen=True, eq=False)
 class CSR:
     """A sparse (N, K) matrix in compressed rows: one value per position of a :class:`Pattern`.
 

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 ROOT = Path(__file__).parent.parent
-ON_THE_CPU_ONLY = {"csr_validate", "csr_linear_dense_grad"}
+COMPOSITES = {"csr_linear_active", "csr_linear_dense_grad", "observe"}  # made of other ops
+ON_THE_CPU_ONLY = {"csr_validate", *COMPOSITES}
 TARGETS = {"_emu.so": "sparsekern_emu", "emulated.so": "sparsekern_emulated"}
 KIND = os.environ.get("SPARSEKERN_EMU_KIND", "ON")  # what this process loads
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from sparsekern import CSR, Pattern, ops
+from sparsekern.formats import ActivePattern
 from sparsekern.ops import reference
 
 
@@ -137,6 +138,33 @@ def build_linear_dense_grad(shape: Shape, draw: Draw, with_bias: bool) -> Proble
     )
 
 
+def active_pattern(shape: Shape, draw: Draw) -> ActivePattern:
+    """``shape.nnz`` active positions, two thirds of them in the support; all in the small shapes, where gradients are
+    compared with derivatives: a candidate's is none, by design."""
+    w = draw.csr(shape.n, shape.k, shape.nnz)
+    slots = torch.arange(shape.nnz, device=w.device)
+    slots = slots[(slots % 3 != 1) | (shape.nnz < 10)].to(draw.index)
+    rows = reference.row_indices(w.pattern)[slots.long()]
+    crow = torch.zeros_like(w.crow_indices)
+    crow[1:] = torch.bincount(rows, minlength=shape.n).cumsum(0)
+    support = Pattern.build(crow, w.col_indices[slots.long()], w.shape)
+    return ActivePattern(w.crow_indices, w.col_indices, slots, support)
+
+
+def build_linear_active(shape: Shape, draw: Draw, with_bias: bool) -> Problem:
+    pattern = active_pattern(shape, draw)
+    inputs = (
+        draw.normal(*shape.lead, shape.k),
+        draw.weight(shape.nnz),
+        *([draw.weight(shape.n)] if with_bias else []),
+    )
+    return Problem(
+        lambda x, active, *bias: ops.csr_linear_active(x, active, pattern, *bias),
+        lambda x, active, *bias: reference.csr_linear_active(x, active, pattern, *bias),
+        inputs,
+    )
+
+
 def build_sddmm(shape: Shape, draw: Draw) -> Problem:
     w = draw.csr(shape.n, shape.k, shape.nnz)
     return Problem(
@@ -191,6 +219,18 @@ def raw_linear_dense_grad(draw: Draw, with_bias: bool) -> Iterable[RawCall]:
     pattern = draw.csr(5, 7, 9).pattern
     x, master, bias = grads(draw.normal(3, 7), draw.normal(5, 7), draw.normal(5))
     yield raw.csr_linear_dense_grad.default, (x, master, *pattern.tensors, bias if with_bias else None)
+
+
+def raw_linear_active(draw: Draw, with_bias: bool) -> Iterable[RawCall]:
+    p = active_pattern(Shape((3,), 5, 7, 12), draw)
+    x, active, bias = grads(draw.normal(3, 7), draw.normal(12), draw.normal(5))
+    layout = (p.slots, *p.support.tensors, p.crow_indices, p.col_indices)
+    yield raw.csr_linear_active.default, (x, active, *layout, bias if with_bias else None)
+
+
+def raw_observe(draw: Draw) -> Iterable[RawCall]:
+    y, x, dy_squares, x_squares = grads(draw.normal(3, 5), draw.normal(3, 7), draw.normal(5), draw.normal(7))
+    yield raw.observe.default, (y, x.detach(), dy_squares, x_squares)
 
 
 def raw_sddmm(draw: Draw) -> Iterable[RawCall]:
@@ -312,6 +352,23 @@ def raw_adamw_project(draw: Draw) -> Iterable[RawCall]:
     yield raw.adamw_project_.default, (weights, grads, avgs, squares, steps, *indices, *rule)
 
 
+def raw_adamw_select(draw: Draw) -> Iterable[RawCall]:
+    n, k, active, nnz = 5, 7, 12, 8
+    patterns = [draw.csr(n, k, active).pattern for _ in range(2)]
+    weights, grads, avgs = ([draw.normal(active), draw.normal(active)] for _ in range(3))
+    squares = [draw.normal(active).square() for _ in range(2)]
+    joined, steps = [torch.zeros_like(w) for w in weights], [torch.ones(()) for _ in range(2)]
+    flags = [torch.ones(active, dtype=torch.bool) for _ in range(2)]
+    layouts = [p.crow_indices for p in patterns], [p.col_indices for p in patterns]
+    indices = [
+        [torch.zeros(length, dtype=torch.int32) for _ in range(2)] for length in (nnz, n + 1, nnz, k + 1, nnz, nnz)
+    ]
+    scalars = [torch.full((), value, dtype=torch.float64) for value in (0.1, 1.0)]
+    rule = ([0, 1], [0, 1], *scalars, 0.9, 0.97, 0.95, 0.1, 0.1)
+    state = (weights, grads, avgs, squares, joined, steps, flags)
+    yield raw.adamw_select_.default, (*state, *layouts, *indices, *rule)
+
+
 CASES = (
     *(
         OpCase(
@@ -333,6 +390,16 @@ CASES = (
         )
         for suffix, with_bias in (("", False), ("+bias", True))
     ),
+    *(
+        OpCase(
+            f"csr_linear_active{suffix}",
+            partial(build_linear_active, with_bias=with_bias),
+            SHAPES,
+            SMALL,
+            partial(raw_linear_active, with_bias=with_bias),
+        )
+        for suffix, with_bias in (("", False), ("+bias", True))
+    ),
     OpCase("csr_sddmm", build_sddmm, SHAPES, SMALL, raw_sddmm),
     OpCase("csr_embedding", build_embedding, TABLES, SMALL, raw_embedding),
     OpCase("csr_gather", build_gather, PATTERNS, SMALL[:1], raw_gather, rounding=0),
@@ -343,5 +410,7 @@ CASES = (
 
 RAW_CALLS: dict[str, Callable[[Draw], Iterable[RawCall]]] = {
     **{case.name: case.raw for case in CASES},
-    "adamw_project_": raw_adamw_project,  # has tests of its own
+    "adamw_project_": raw_adamw_project,  # these have tests of their own
+    "adamw_select_": raw_adamw_select,
+    "observe": raw_observe,
 }

@@ -210,7 +210,7 @@ def stems(folder: Path, pattern: str) -> set[str]:
     return {path.stem for path in folder.glob(pattern)}
 
 
-COMPOSITES = {"csr_linear_dense_grad"}  # made of other ops, no kernel of their own
+COMPOSITES = {"csr_linear_active", "csr_linear_dense_grad", "observe"}  # made of other ops, no kernel of their own
 NOT_OPS = {"__init__", "backend", "choice", "reference", "status"}
 
 

@@ -10,7 +10,7 @@ import torch
 from backends import GPU_DTYPES, running
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from opcases import BUDGETS, CASES, RAW_CALLS, Budget, Draw, OpCase, Problem, raw, value_dtype
+from opcases import BUDGETS, CASES, RAW_CALLS, Budget, Draw, OpCase, Problem, Shape, active_pattern, raw, value_dtype
 from torch import Tensor
 
 from sparsekern import CSR, Pattern, ops
@@ -259,6 +259,32 @@ def test_linear_dense_grad_numerically_off_the_pattern(backend: str) -> None:
 
     assert torch.autograd.gradcheck(op, (x, bias))
     assert torch.autograd.gradgradcheck(op, (x, bias))
+
+
+def test_linear_active_gives_candidates_the_dense_gradient(backend: str) -> None:
+    draw = Draw()
+    pattern = active_pattern(Shape((2, 3), 5, 7, 14), draw)
+    x, g, active = draw.normal(2, 3, 7), draw.normal(2, 3, 5), draw.normal(14).requires_grad_()
+    ops.csr_linear_active(x, active, pattern).backward(g)
+    rows = torch.repeat_interleave(torch.arange(5), pattern.crow_indices.diff())
+    torch.testing.assert_close(active.grad, (g.view(6, 5).T @ x.view(6, 7))[rows, pattern.col_indices.long()])
+
+
+def test_observe_measures_both_sides(backend: str) -> None:
+    draw = Draw()
+    x, w, g = draw.normal(2, 3, 7), draw.normal(5, 7).requires_grad_(), draw.normal(2, 3, 5)
+    dy_squares, x_squares = (
+        torch.zeros(5, dtype=w.dtype).requires_grad_(),
+        torch.zeros(7, dtype=w.dtype).requires_grad_(),
+    )
+    for _ in range(2):  # they add up, as gradients do
+        ops.observe(x @ w.T, x, dy_squares, x_squares).backward(g)
+    torch.testing.assert_close(w.grad, 2 * g.view(6, 5).T @ x.view(6, 7))
+    torch.testing.assert_close(dy_squares.grad, 2 * g.square().sum((0, 1)))
+    torch.testing.assert_close(x_squares.grad, 2 * x.square().sum((0, 1)))
+    ids = torch.tensor([[6, 0], [6, 6]])
+    (counts,) = torch.autograd.grad(ops.observe(w.T[ids], ids, dy_squares, x_squares).sum(), x_squares)
+    assert counts.tolist() == [1, 0, 0, 0, 0, 0, 3]
 
 
 # ---- csr_embedding

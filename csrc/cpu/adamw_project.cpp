@@ -2,6 +2,7 @@
 // and the transposed layout.
 #include "sparsekern/adamw_project.h"
 
+#include "adam.h"
 #include "dispatch.h"
 #include "sparsekern/csr_pattern.h"
 #include "sparsekern/topk_project.h"
@@ -27,13 +28,8 @@ struct Step {
         eps(T(a.eps)) {}
 
   inline void run(T* __restrict w, const T* __restrict grad, T* __restrict avg, T* __restrict sq, int64_t n) const {
-    for (int64_t i = 0; i < n; ++i) {
-      const T g = grad[i] * scale;
-      avg[i] = beta1 * avg[i] + rest1 * g;
-      sq[i] = beta2 * sq[i] + rest2 * g * g;
-      const T root = sizeof(T) == 8 ? T(__builtin_sqrt(sq[i])) : T(__builtin_sqrtf(sq[i]));
-      w[i] -= step_size * avg[i] / (root / root_correction + eps);
-    }
+    for (int64_t i = 0; i < n; ++i)
+      adam_update(w[i], grad[i] * scale, avg[i], sq[i], beta1, rest1, beta2, rest2, step_size, root_correction, eps);
   }
 };
 

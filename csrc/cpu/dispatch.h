@@ -33,6 +33,11 @@ inline int64_t max_of(int64_t a, int64_t b) { return a > b ? a : b; }
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 inline int64_t round_up(int64_t n, int64_t multiple) { return ceil_div(n, multiple) * multiple; }
 
+// For a kernel that runs inside of a work item.
+inline Parallel one_thread() {
+  return {1, nullptr, [](void*, int64_t n, ParallelBody body, void* arg) { body(arg, 0, n); }};
+}
+
 // Calls fn(worker, item) for every item; workers (at most parallel.threads, numbered from 0) take the next item when
 // they are free, so uneven items balance. A worker number is in use by one thread at a time: it names scratch memory.
 template <class Fn>

@@ -3,7 +3,7 @@
 
 #include <limits>
 
-#include "common.h"
+#include "lists.h"
 #include "sparsekern/topk_project.h"
 
 namespace sk {
@@ -11,69 +11,23 @@ namespace {
 
 constexpr const char* op = "adamw_project_";
 
-using Tensors = std::vector<Tensor>;
-using Ints = std::vector<int64_t>;
-
-// "weights[3]", for messages.
-std::string nth(const char* name, int64_t i) { return message(name, "[", i, "]"); }
-
-template <class List>
-void check_count(const char* name, const List& list, size_t count) {
-  SK_CHECK(list.size() == count, op, ": ", name, " must have one entry for each of the ", count, " weights, got ",
-           list.size());
-}
-
-void check_device(const std::string& name, const Tensor& t, const Tensor& like) {
-  SK_CHECK(t.is_cpu() == like.is_cpu() && t.get_device_index() == like.get_device_index(), op, ": ", name,
-           " must be on the device of weights[0]");
-}
-
-// Of the type and shape of the weight.
-void check_like_weight(const std::string& name, const Tensor& t, const Tensor& weight) {
-  SK_CHECK(t.scalar_type() == weight.scalar_type(), op, ": ", name, " must have scalar type ",
-           torch::headeronly::toString(weight.scalar_type()), ", got ", torch::headeronly::toString(t.scalar_type()));
-  SK_CHECK(t.dim() == 2 && t.size(0) == weight.size(0) && t.size(1) == weight.size(1), op, ": ", name,
-           " must have shape ", shape_of(weight), ", got ", shape_of(t));
-  check_device(name, t, weight);
-}
-
-void check_contiguous(const std::string& name, const Tensor& t) {
-  SK_CHECK(t.is_contiguous(), op, ": ", name, " must be contiguous");
-}
-
-void check_scalar(const std::string& name, const Tensor& t, ScalarType type, const Tensor& like) {
-  SK_CHECK(t.dim() == 0 && t.scalar_type() == type, op, ": ", name, " must be a scalar of type ",
-           torch::headeronly::toString(type), ", got shape ", shape_of(t), " of type ",
-           torch::headeronly::toString(t.scalar_type()));
-  check_device(name, t, like);
-}
-
-// The parts of the patterns, and how long each must be.
-void* index_pointer(const std::string& name, const Tensor& t, ScalarType type, int64_t length, const Tensor& like) {
-  check_vector(op, name.c_str(), t, type, length);
-  check_device(name, t, like);
-  return t.mutable_data_ptr();
-}
-
 Tensor adamw_project(Tensors weights, Tensors grads, Tensors exp_avgs, Tensors exp_avg_sqs, Tensors steps,
                      Tensors crows, Tensors cols, Tensors ccols, Tensors rows, Tensors perms, Ints floors, Ints axes,
                      const Tensor& lr, const Tensor& grad_scale, double beta1, double beta2, double eps,
                      double weight_decay) {
   const size_t count = weights.size();
   SK_CHECK(count > 0, op, ": weights must not be empty");
-  check_count("grads", grads, count);
-  check_count("exp_avgs", exp_avgs, count);
-  check_count("exp_avg_sqs", exp_avg_sqs, count);
-  check_count("steps", steps, count);
-  check_count("crows", crows, count);
-  check_count("cols", cols, count);
-  check_count("ccols", ccols, count);
-  check_count("rows", rows, count);
-  check_count("perms", perms, count);
-  check_count("floors", floors, count);
-  check_count("axes", axes, count);
-  check_scalar("lr", lr, ScalarType::Double, weights[0]);
-  check_scalar("grad_scale", grad_scale, ScalarType::Double, weights[0]);
+  check_count(op, "grads", grads, count);
+  check_count(op, "exp_avgs", exp_avgs, count);
+  check_count(op, "exp_avg_sqs", exp_avg_sqs, count);
+  check_count(op, "steps", steps, count);
+  check_count(op, "crows", crows, count);
+  check_count(op, "cols", cols, count);
+  check_count(op, "ccols", ccols, count);
+  check_count(op, "rows", rows, count);
+  check_count(op, "perms", perms, count);
+  check_count(op, "floors", floors, count);
+  check_count(op, "axes", axes, count);
 
   AdamwProjectArgs a{};
   a.count = int32_t(count);
@@ -89,14 +43,8 @@ Tensor adamw_project(Tensors weights, Tensors grads, Tensors exp_avgs, Tensors e
     check_sides(op, nth("weights", i).c_str(), weight);
     SK_CHECK(weight.scalar_type() == weights[0].scalar_type(), op, ": ", nth("weights", i),
              " must have the scalar type of weights[0]");
-    check_device(nth("weights", i), weight, weights[0]);
-    check_like_weight(nth("grads", i), grads[i], weight);
-    check_like_weight(nth("exp_avgs", i), exp_avgs[i], weight);
-    check_like_weight(nth("exp_avg_sqs", i), exp_avg_sqs[i], weight);
-    check_contiguous(nth("weights", i), weight);
-    check_contiguous(nth("exp_avgs", i), exp_avgs[i]);
-    check_contiguous(nth("exp_avg_sqs", i), exp_avg_sqs[i]);
-    check_scalar(nth("steps", i), steps[i], ScalarType::Float, weight);
+    check_beside(op, nth("weights", i), weight, weights[0]);
+    check_like_weight(op, nth("grads", i), grads[i], weight);
     grads[i] = torch::stable::contiguous(grads[i]);
 
     AdamwProjectMatrix& m = matrices[i];
@@ -113,21 +61,22 @@ Tensor adamw_project(Tensors weights, Tensors grads, Tensors exp_avgs, Tensors e
              " must be int64 for ", m.k, " elements");
     SK_CHECK(m.floor >= 0 && m.floor * neurons <= m.k, op, ": ", nth("floors", i),
              " must be between 0 and what fits into ", m.k, " entries for ", neurons, " neurons, got ", m.floor);
-    m.weight = weight.mutable_data_ptr();
+    m.weight = state_pointer(op, nth("weights", i), weight, weight);
     m.grad = grads[i].const_data_ptr();
-    m.exp_avg = exp_avgs[i].mutable_data_ptr();
-    m.exp_avg_sq = exp_avg_sqs[i].mutable_data_ptr();
-    m.step = static_cast<const float*>(steps[i].const_data_ptr());
-    m.crow = index_pointer(nth("crows", i), crows[i], index, m.rows + 1, weight);
-    m.col = index_pointer(nth("cols", i), cols[i], index, m.k, weight);
-    m.ccol = index_pointer(nth("ccols", i), ccols[i], index, m.cols + 1, weight);
-    m.row = index_pointer(nth("rows", i), rows[i], index, m.k, weight);
-    m.perm = index_pointer(nth("perms", i), perms[i], index, m.k, weight);
+    m.exp_avg = state_pointer(op, nth("exp_avgs", i), exp_avgs[i], weight);
+    m.exp_avg_sq = state_pointer(op, nth("exp_avg_sqs", i), exp_avg_sqs[i], weight);
+    m.step = static_cast<const float*>(scalar_pointer(op, nth("steps", i), steps[i], ScalarType::Float, weight));
+    m.crow = vector_pointer(op, nth("crows", i), crows[i], index, m.rows + 1, weight);
+    m.col = vector_pointer(op, nth("cols", i), cols[i], index, m.k, weight);
+    m.ccol = vector_pointer(op, nth("ccols", i), ccols[i], index, m.cols + 1, weight);
+    m.row = vector_pointer(op, nth("rows", i), rows[i], index, m.k, weight);
+    m.perm = vector_pointer(op, nth("perms", i), perms[i], index, m.k, weight);
     m.nan_at = static_cast<int64_t*>(nan_at.mutable_data_ptr()) + i;
   }
   a.matrices = matrices.data();
-  a.lr = static_cast<const double*>(lr.const_data_ptr());
-  a.grad_scale = static_cast<const double*>(grad_scale.const_data_ptr());
+  a.lr = static_cast<const double*>(scalar_pointer(op, "lr", lr, ScalarType::Double, weights[0]));
+  a.grad_scale =
+      static_cast<const double*>(scalar_pointer(op, "grad_scale", grad_scale, ScalarType::Double, weights[0]));
   a.beta1 = beta1;
   a.beta2 = beta2;
   a.eps = eps;

@@ -7,27 +7,34 @@ import torch
 from . import reference
 from .abs_topk import abs_topk
 from .adamw_project import adamw_project_
+from .adamw_select import ActiveMatrix, adamw_select_
 from .backend import gpu_backend, load_gpu_kernels, use_backend
 from .choice import KernelChoice, TilePlan, choose_linear, plan_tiles
 from .csr_embedding import csr_embedding
 from .csr_linear import csr_linear
+from .csr_linear_active import csr_linear_active
 from .csr_linear_dense_grad import csr_linear_dense_grad
 from .csr_sddmm import csr_sddmm
+from .observe import observe
 from .status import check_status
 from .topk_project import topk_project_
 
 __all__ = [
+    "ActiveMatrix",
     "KernelChoice",
     "TilePlan",
     "abs_topk",
     "adamw_project_",
+    "adamw_select_",
     "check_status",
     "choose_linear",
     "csr_embedding",
     "csr_linear",
+    "csr_linear_active",
     "csr_linear_dense_grad",
     "csr_sddmm",
     "gpu_backend",
+    "observe",
     "plan_tiles",
     "reference",
     "topk_project_",

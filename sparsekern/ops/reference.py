@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from ..formats import CSR, Pattern
+    from ..formats import CSR, ActivePattern, Pattern
+    from .adamw_select import ActiveMatrix
 
 
 def as_matrix(x: Tensor) -> Tensor:
@@ -37,6 +38,12 @@ def csr_linear_dense_grad(x: Tensor, master: Tensor, pattern: "Pattern", bias: T
     masked = master + (master * mask - master).detach()  # the value is masked, the gradient is not
     y = x @ masked.T
     return y if bias is None else y + bias
+
+
+def csr_linear_active(x: Tensor, active: Tensor, pattern: "ActivePattern", bias: Tensor | None = None) -> Tensor:
+    rows = torch.repeat_interleave(torch.arange(pattern.shape[0], device=x.device), pattern.crow_indices.diff().long())
+    master = active.new_zeros(pattern.shape).index_put((rows, pattern.col_indices.long()), active)
+    return csr_linear_dense_grad(x, master, pattern.support, bias)
 
 
 def csr_sddmm(a: Tensor, b: Tensor, w: "CSR") -> Tensor:
@@ -93,6 +100,39 @@ def adamw_project_(
         denominator = exp_avg_sq.sqrt() / (1 - betas[1] ** step) ** 0.5 + eps
         weight -= lr / (1 - betas[0] ** step) * exp_avg / denominator
         return topk_project_(weight, k, floor, axis).mul_(1 - lr * weight_decay)
+
+
+def adamw_select_(
+    m: "ActiveMatrix",
+    *,
+    lr: float,
+    grad_scale: float,
+    betas: tuple[float, float],
+    candidate_beta1: float,
+    eps: float,
+    weight_decay: float,
+) -> None:
+    """Of one matrix; its pattern is left as it is, its new support is where ``in_support`` is True."""
+    with torch.no_grad():
+        step, shape = float(m.step), m.pattern.shape
+        beta1 = torch.full_like(m.weight, candidate_beta1).masked_fill_(m.in_support, betas[0])
+        g = m.grad * grad_scale
+        m.exp_avg.mul_(beta1).add_((1 - beta1) * g)
+        m.exp_avg_sq.mul_(betas[1]).addcmul_(g, g, value=1 - betas[1])
+        correction = torch.where(m.joined == 0, 1 - beta1**step, 1)
+        denominator = (m.exp_avg_sq / (1 - betas[1] ** (step - m.joined))).sqrt() + eps
+        m.weight.sub_(lr / correction * m.exp_avg / denominator)
+        rows = torch.repeat_interleave(torch.arange(shape[0]), m.active_crow.diff().long())
+        at = (rows, m.active_col.long())
+        magnitude = torch.full(shape, -1.0, dtype=m.weight.dtype).index_put(at, m.weight.abs())  # -1: not active
+        kept = torch.zeros(shape, dtype=torch.bool)
+        if m.floor:
+            reserved = topk_mask(magnitude if m.axis == 0 else magnitude.T, m.floor)
+            kept = (reserved if m.axis == 0 else reserved.T) & (magnitude >= 0)
+        rest = torch.where(kept, -1.0, magnitude).flatten()
+        kept |= topk_mask(rest, m.slots.shape[0] - int(kept.sum())).view(shape)
+        m.in_support.copy_(kept[at])
+        m.weight.mul_(1 - lr * weight_decay).mul_(m.in_support)
 
 
 def csr_embedding(ids: Tensor, w: "CSR") -> Tensor:

@@ -1,0 +1,61 @@
+"""``observe``: what flows through a layer, measured in the backward pass and delivered as ordinary gradients."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ._define import define
+from .csr_linear import value_dtype
+from .reference import as_matrix
+
+
+def _forward(y: Tensor, x: Tensor, dy_squares: Tensor, x_squares: Tensor) -> Tensor:
+    return y.clone()
+
+
+def _fake(y: Tensor, x: Tensor, dy_squares: Tensor, x_squares: Tensor) -> Tensor:
+    return torch.empty_like(y)
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    _, x, _, x_squares = inputs
+    ctx.save_for_backward(x)
+    ctx.features = x_squares.shape[0]
+
+
+def _square_sums(x: Tensor, features: int) -> Tensor:
+    """(features): the sum of squares of each feature over the tokens; integers stand for one-hot features."""
+    if not x.is_floating_point():
+        return torch.bincount(x.flatten(), minlength=features)
+    return torch.linalg.vector_norm(as_matrix(x), dim=0, dtype=value_dtype(x.dtype)).square()
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    (x,) = ctx.saved_tensors
+    dtype = value_dtype(grad.dtype)
+    return grad, None, _square_sums(grad, grad.shape[-1]).to(dtype), _square_sums(x, ctx.features).to(dtype)
+
+
+_raw = define(
+    "observe(Tensor y, Tensor x, Tensor dy_squares, Tensor x_squares) -> Tensor",
+    fake=_fake,
+    setup_context=_setup,
+    backward=_backward,
+    composite=_forward,
+)
+
+
+def observe(y: Tensor, x: Tensor, dy_squares: Tensor, x_squares: Tensor) -> Tensor:
+    """A copy of ``y``, a linear function of ``x``; on the way back the activity of both is measured.
+
+    The *gradients* of ``dy_squares`` and ``x_squares`` are defined as the sums of squares, over the tokens, of the
+    gradient of ``y`` and of ``x``. As gradients they add up over micro-batches and survive checkpointing and compiling.
+
+    Args:
+        y: (..., N).
+        x: (..., K), or (...) int64: indices, which stand for one-hot vectors.
+        dy_squares: (N) leaf tensor; its content does not matter.
+        x_squares: (K) leaf tensor; its content does not matter.
+    """
+    return _raw(y, x, dy_squares, x_squares)
