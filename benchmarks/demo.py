@@ -22,7 +22,8 @@ from sparsekern.cli import complete, train_with_progress
 from sparsekern.data import Corpus, bigram_loss, held_out_batches, sample_batch
 from sparsekern.models import GPT
 from sparsekern.nn import SparseWeight
-from sparsekern.train import PRESETS, Trainer, load_model
+from sparsekern.recipe import PRESETS
+from sparsekern.train import Trainer, load_model
 
 FOLDER = Path("runs/make-demo")
 WINDOWS = 256  # of held-out text, for the table

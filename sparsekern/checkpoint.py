@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from .nn import SparseWeight
+from .optim import SparseAdamW
 
 _MODEL, _OPTIMIZER, _META = "model.", "optimizer.", "sparsekern"
 
@@ -54,8 +55,9 @@ def save_weights(path: Path, model: nn.Module, meta: dict[str, Any]) -> None:
     """Write the model alone, with every sparse weight as its nonzeros."""
     tensors = {_MODEL + name: t for name, t in model.state_dict().items()}
     for name, module in model.named_modules():
-        if isinstance(module, SparseWeight) and module.is_master:
-            del tensors[f"{_MODEL}{name}.master"]
+        if isinstance(module, SparseWeight) and module.form != "values":
+            for key in (module.form, "active_crow_indices", "active_col_indices"):
+                tensors.pop(f"{_MODEL}{name}.{key}", None)
             tensors[f"{_MODEL}{name}.values"] = module.values.detach()
     _write(path, tensors, meta)
 
@@ -67,35 +69,47 @@ def _write(path: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None
 
 def read_meta(path: Path) -> dict[str, Any]:
     """The ``meta`` of a checkpoint."""
-    return _open(path)[0]
+    return _open(path, "none of them")[0]
 
 
-def load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> dict[str, Any]:
-    """Fill ``model``, and ``optimizer`` if given, on their devices, from a checkpoint; returns its ``meta``.
+def load(path: Path, model: nn.Module) -> dict[str, Any]:
+    """Fill ``model``, on its device, from a checkpoint; returns its ``meta``.
 
     Raises:
         CheckpointError: the file is missing, damaged, or does not fit the model.
     """
-    meta, tensors = _open(path)
-    state = {name.removeprefix(_MODEL): t for name, t in tensors.items() if name.startswith(_MODEL)}
+    meta, state = _open(path, _MODEL)
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
         raise CheckpointError(f"{path} does not fit the model: {error}") from error
-    if optimizer is not None:
-        for name, p in model.named_parameters():
-            prefix = f"{_OPTIMIZER}{name}."
-            moments = {key.removeprefix(prefix): t.to(p.device) for key, t in tensors.items() if key.startswith(prefix)}
-            if moments:
-                optimizer.state[p] = moments
     return meta
 
 
-def _open(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def load_optimizer(path: Path, model: nn.Module, optimizer: SparseAdamW) -> dict[str, Any]:
+    """Fill ``optimizer``, made for a ``model`` that was loaded from the same checkpoint; returns its ``meta``.
+
+    Raises:
+        CheckpointError: the file is missing or damaged.
+    """
+    meta, tensors = _open(path, _OPTIMIZER)
+    for name, p in model.named_parameters():
+        moments = {
+            key.removeprefix(f"{name}."): t.to(p.device) for key, t in tensors.items() if key.startswith(f"{name}.")
+        }
+        if moments:
+            optimizer.state[p] = moments
+    optimizer.prepare()
+    return meta
+
+
+def _open(path: Path, prefix: str = _MODEL) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The ``meta`` and the tensors whose names begin with ``prefix``, without it."""
     try:
         with safe_open(path, framework="pt") as file:
             meta = json.loads((file.metadata() or {}).get(_META, "null"))
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118
+            tensors = {name.removeprefix(prefix): file.get_tensor(name) for name in names}
     except (OSError, SafetensorError, json.JSONDecodeError) as error:
         raise CheckpointError(f"could not read {path}: {error}") from error
     if not isinstance(meta, dict):

@@ -19,7 +19,8 @@ from . import build_info, gpu_backend, keep_freed_memory
 from .checkpoint import CheckpointError
 from .data import END_OF_TEXT, load_tokenizer
 from .device import find_device
-from .train import PRESETS, TOKENIZER, Step, TrainConfig, Trainer, TrainingError, load_model
+from .recipe import PRESETS, TrainConfig
+from .train import TOKENIZER, Step, Trainer, TrainingError, load_model
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__)
 console = Console()

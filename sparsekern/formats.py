@@ -24,6 +24,27 @@ def count_nonzeros(shape: tuple[int, int], nnz: int | None, density: float | Non
     return nnz
 
 
+def flat_indices(crow: Tensor, col: Tensor, cols: int) -> Tensor:
+    """(nnz) int64, ascending: ``row * cols + col`` of every position of a CSR pattern."""
+    first = torch.arange(len(crow) - 1, device=crow.device).mul_(cols)
+    return torch.repeat_interleave(first, crow.diff().long(), output_size=len(col)).add_(col)
+
+
+def compressed(flat: Tensor, shape: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """``(crow, col)`` of ascending flat indices, int32 where that is enough."""
+    n, k = shape
+    dtype = torch.int32 if max(n, k, len(flat)) < 2**31 else torch.int64
+    starts = torch.arange(n + 1, device=flat.device).mul_(k)
+    return torch.searchsorted(flat, starts).to(dtype), (flat % max(k, 1)).to(dtype)
+
+
+def is_among(flat: Tensor, ascending: Tensor) -> Tensor:
+    """Bool, for each of ``flat``."""
+    if len(ascending) == 0:
+        return torch.zeros_like(flat, dtype=torch.bool)
+    return ascending[torch.searchsorted(ascending, flat).clamp_(max=len(ascending) - 1)] == flat
+
+
 @dataclass(frozen=True, eq=False)
 class Pattern:
     """Where the nonzeros of an (N, K) matrix are: its rows (CSR), and its columns for the transpose.
@@ -53,6 +74,10 @@ class Pattern:
     @property
     def nnz(self) -> int:
         return self.col_indices.shape[0]
+
+    def flat_indices(self) -> Tensor:
+        """(nnz) int64, ascending: ``row * K + col`` of every position."""
+        return flat_indices(self.crow_indices, self.col_indices, self.shape[1])
 
     def transpose(self) -> "Pattern":
         """The (K, N) pattern; no index is recomputed but the permutation, which is inverted."""
@@ -141,18 +166,23 @@ class CSR:
         *,
         nnz: int | None = None,
         density: float | None = None,
+        floor: int = 0,
+        axis: int | None = None,
         generator: torch.Generator | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> "CSR":
-        """An (n, k) matrix with uniformly random positions and standard normal values, on the generator's device."""
+        """An (n, k) matrix with uniformly random positions and standard normal values, on the generator's device.
+
+        Every row (axis 0) or column (axis 1) has at least ``floor``.
+        """
         count = count_nonzeros((n, k), nnz, density)
         device = torch.get_default_device() if generator is None else generator.device
-        flat = _random_positions(n * k, count, generator, device)
-        rows = torch.div(flat, max(k, 1), rounding_mode="floor")
-        crow = torch.zeros(n + 1, dtype=torch.int64, device=device)
-        crow[1:] = torch.bincount(rows, minlength=n).cumsum(0)
+        flat = torch.empty(0, dtype=torch.int64, device=device)
+        if floor and axis is not None:
+            flat = _random_floor((n, k), count, floor, axis, generator, device)
+        crow, col = compressed(_random_positions(n * k, count, flat, generator), (n, k))
         values = torch.randn(count, generator=generator, dtype=dtype, device=device)
-        return cls.from_parts(crow, flat - rows * k, values, (n, k))
+        return cls.from_parts(crow, col, values, (n, k))
 
     @classmethod
     def from_torch(cls, tensor: Tensor) -> "CSR":
@@ -232,13 +262,42 @@ class CSR:
                 raise ValueError(f"CSR: {name} does not describe the transpose of the pattern")
 
 
-def _random_positions(total: int, count: int, generator: torch.Generator | None, device: torch.device) -> Tensor:
-    """``count`` distinct ascending integers below ``total``, uniformly."""
+def _random_positions(total: int, count: int, chosen: Tensor, generator: torch.Generator | None) -> Tensor:
+    """``count`` distinct ascending integers below ``total``: all of ``chosen``, the rest uniformly."""
+    device = chosen.device
     if 4 * count > total:
-        return torch.randperm(total, generator=generator, device=device)[:count].sort().values
-    flat = torch.empty(0, dtype=torch.int64, device=device)
-    while flat.numel() < count:
-        drawn = torch.randint(total, (2 * (count - flat.numel()),), generator=generator, device=device)
-        flat = torch.cat([flat, drawn]).unique()
-    kept = torch.randperm(flat.numel(), generator=generator, device=device)[:count]
-    return flat[kept].sort().values
+        order = torch.randperm(total, generator=generator, device=device)
+        rest = order[~is_among(order, chosen.sort().values)]
+        return torch.cat([chosen, rest[: count - len(chosen)]]).sort().values
+    flat = chosen.sort().values
+    while len(flat) < count:
+        missing = count - len(flat)
+        drawn = torch.randint(total, (2 * missing,), generator=generator, device=device).unique()
+        drawn = drawn[~is_among(drawn, flat)]
+        drawn = drawn[torch.randperm(len(drawn), generator=generator, device=device)[:missing]]
+        flat = torch.cat([flat, drawn]).sort().values
+    return flat
+
+
+def _random_floor(
+    shape: tuple[int, int],
+    count: int,
+    floor: int,
+    axis: int,
+    generator: torch.Generator | None,
+    device: torch.device,
+) -> Tensor:
+    """Flat indices of ``floor`` random positions in each row (axis 0) or column (axis 1)."""
+    neurons, inputs = shape if axis == 0 else shape[::-1]
+    if floor > inputs or floor * neurons > count:
+        raise ValueError(f"floor must let {neurons} neurons of {inputs} inputs share {count} nonzeros, got {floor}")
+    drawn = torch.randint(inputs, (neurons, floor), generator=generator, device=device)
+    if 4 * floor > inputs:
+        drawn = torch.rand(neurons, inputs, generator=generator, device=device).argsort(dim=1)[:, :floor]
+    while True:
+        repeated = (drawn.sort(dim=1).values.diff(dim=1) == 0).any(dim=1).nonzero().flatten()
+        if len(repeated) == 0:
+            break
+        drawn[repeated] = torch.randint(inputs, (len(repeated), floor), generator=generator, device=device)
+    neuron = torch.arange(neurons, device=device).unsqueeze(1)
+    return (neuron * inputs + drawn if axis == 0 else drawn * neurons + neuron).flatten()

@@ -1,4 +1,4 @@
-"""Training of a weight-sparse GPT: configuration, the loop, and the run folder it lives in.
+"""Training of a weight-sparse GPT: the loop, and the run folder it lives in.
 
 A run folder holds ``config.json``, ``metrics.jsonl`` (a line per step), ``loss.png``, ``last.safetensors`` (everything,
 to go on from), ``best.safetensors`` (the model alone, at its best held-out loss since the target density was reached)
@@ -11,7 +11,7 @@ import shutil
 import time
 import warnings
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -26,7 +26,8 @@ from .device import find_device, repeatable
 from .models import GPT, GPTConfig
 from .nn import SparseWeight
 from .ops import check_status
-from .optim import Anneal, SparseAdamW, param_groups, sharkfin, warmup_decay
+from .optim import SparseAdamW, param_groups, sharkfin, warmup_decay
+from .recipe import TrainConfig
 
 CONFIG, METRICS, LAST, BEST, TOKENIZER, PLOT = (
     "config.json",
@@ -36,138 +37,11 @@ CONFIG, METRICS, LAST, BEST, TOKENIZER, PLOT = (
     "tokenizer.json",
     "loss.png",
 )
-EMBEDDING_REFERENCE_WIDTH = 256  # the published recipe keeps d_model / 256 times the density in embeddings
 STEPS_PER_READ = {"cpu": 1, "cuda": 16}  # a GPU works ahead of the host, which waits for it only where it reads
 
 
 class TrainingError(Exception):
     """Training cannot start or go on; the message says why."""
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """Everything that decides a run.
-
-    Attributes:
-        sources: files, folders or globs; empty means the running Python's standard library.
-        vocab_size, d_model, n_layer, d_head, d_mlp, afrac: of the model (see :class:`sparsekern.models.GPTConfig`).
-        bigram: "learned" as published, or "counts": the fixed log-probabilities of a smoothed count bigram, which a
-            short run would spend most of its tokens on.
-        context, batch: tokens per sequence and sequences per step.
-        steps, lr, warmup, weight_decay: of the optimizer; ``lr`` holds at the target density.
-        density: of the matrices at the end; ``embedding_density`` None means the published ``density * d_model / 256``.
-        anneal, anneal_start, anneal_end: shape and window of the density (see :class:`sparsekern.optim.Anneal`).
-        min_alive: nonzeros that every neuron keeps.
-        eval_every, eval_windows: steps between held-out evaluations, and their size in sequences.
-        save_every: steps between checkpoints.
-        dtype: of the activations: "f32", or on a GPU "bf16" (autocast; weights stay float32).
-    """
-
-    sources: tuple[str, ...] = ()
-    vocab_size: int = 2048
-    d_model: int = 256
-    n_layer: int = 4
-    d_head: int = 16
-    d_mlp: int | None = None
-    afrac: float | None = 0.25
-    bigram: str = "learned"
-    context: int = 256
-    batch: int = 16
-    steps: int = 2000
-    lr: float = 0.1
-    warmup: float = 0.01
-    weight_decay: float = 0.1
-    density: float = 0.02
-    embedding_density: float | None = None
-    anneal: str = "fast"
-    anneal_start: float = 0.0
-    anneal_end: float = 0.5
-    min_alive: int = 4
-    seed: int = 0
-    eval_every: int = 100
-    eval_windows: int = 64
-    save_every: int = 200
-    dtype: str = "f32"
-
-    def __post_init__(self) -> None:
-        for name in ("context", "batch", "steps", "eval_every", "eval_windows", "save_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
-        if not 0 < self.density <= 1:
-            raise ValueError(f"density must be in (0, 1], got {self.density}")
-        if not 0 < self.target_embedding_density <= 1:
-            raise ValueError(f"embedding_density must be in (0, 1], got {self.embedding_density}")
-        if self.min_alive < 0:
-            raise ValueError(f"min_alive must not be negative, got {self.min_alive}")
-        if self.bigram not in ("learned", "counts"):
-            raise ValueError(f"bigram must be learned or counts, got {self.bigram!r}")
-        if self.dtype not in ("f32", "bf16"):
-            raise ValueError(f"dtype must be f32 or bf16, got {self.dtype!r}")
-        self.schedule, self.model  # noqa: B018 - these check themselves
-
-    @property
-    def model(self) -> GPTConfig:
-        return GPTConfig(
-            block_size=self.context,
-            vocab_size=self.vocab_size,
-            n_layer=self.n_layer,
-            d_head=self.d_head,
-            d_model=self.d_model,
-            d_mlp=self.d_mlp,
-            afrac=self.afrac,
-            learnable_bigram_table=self.bigram == "learned",
-        )
-
-    @property
-    def schedule(self) -> Anneal:
-        return Anneal(self.anneal, self.anneal_start, self.anneal_end)
-
-    @property
-    def target_embedding_density(self) -> float:
-        if self.embedding_density is not None:
-            return self.embedding_density
-        return min(1.0, self.density * self.d_model / EMBEDDING_REFERENCE_WIDTH)
-
-    @classmethod
-    def from_json(cls, text: str) -> "TrainConfig":
-        """Raises ValueError for what is not the JSON of a configuration."""
-        values = json.loads(text)
-        known = {f.name for f in fields(cls)}
-        if not isinstance(values, dict) or set(values) - known:
-            raise ValueError(f"not a training configuration: unknown {sorted(set(values) - known)}")
-        return cls(**{**values, "sources": tuple(values.get("sources", ()))})
-
-
-# From seconds to the published size (Gao et al. 2025: 8 x 2048, 131,072 tokens a step, 32e9 tokens, one weight in 512).
-PRESETS: dict[str, TrainConfig] = {
-    "smoke": TrainConfig(
-        d_model=64, n_layer=1, context=64, batch=8, steps=20, density=0.1, eval_every=10, eval_windows=8, save_every=10
-    ),
-    "demo": TrainConfig(
-        d_model=640,
-        n_layer=2,
-        bigram="counts",
-        context=64,
-        batch=16,
-        steps=800,
-        lr=0.06,
-        warmup=0.02,
-        embedding_density=0.02,
-        anneal_end=0.4,
-    ),
-    "laptop": TrainConfig(d_model=512, n_layer=8, batch=32, steps=20_000, density=0.01, save_every=500),
-    "paper": TrainConfig(
-        d_model=2048,
-        n_layer=8,
-        batch=512,
-        steps=244_140,
-        lr=1.28e-2,
-        density=1 / 512,
-        anneal="linear",
-        anneal_start=0.01,
-        save_every=1000,
-    ),
-}
 
 
 @dataclass(frozen=True)
@@ -224,17 +98,25 @@ class Trainer:
             raise TrainingError(f"{folder} already holds a run: resume it, or choose another folder")
         self.corpus: Corpus = load_corpus(config.sources or None, vocab_size=config.vocab_size)
         self._check_corpus()
-        torch.manual_seed(config.seed)
-        self.model = GPT(config.model)
-        self.model.set_floor(config.min_alive)
+        self.step = 0  # steps done
+        self.model = self._build_model(resume)
         self._check_floor()
-        if config.bigram == "counts":
-            count_bigrams_(self.model, self.corpus.train)
         self.model.to(self.device)
-        self.optimizer = SparseAdamW(param_groups(self.model), lr=config.lr, weight_decay=config.weight_decay)
+        if resume:
+            checkpoint.load(folder / LAST, self.model)
+        is_sparse = any(w.form == "active" for w in self.sparse_weights) or config.is_never_dense
+        self.optimizer = SparseAdamW(
+            param_groups(self.model),
+            lr=config.lr,
+            mode="sparse" if is_sparse else "exact",
+            weight_decay=config.weight_decay,
+            candidates=config.candidates,
+            refresh_every=config.refresh_every,
+            candidate_beta1=config.candidate_beta1,
+            seed=config.seed,
+        )
         self._taken: list[_Taken] = []  # since numbers were last read
         self._started = 0.0  # when the first of them was
-        self.step = 0  # steps done
         self.saved = -1  # the step of the last checkpoint
         self.best = float("inf")
         self.stop_requested = False
@@ -257,6 +139,23 @@ class Trainer:
         except (OSError, ValueError, TypeError) as error:
             raise TrainingError(f"could not read {folder / CONFIG}: {error}") from error
         return cls(config, folder, resume=True, device=device)
+
+    def _build_model(self, resume: bool) -> GPT:
+        """As it starts; when resuming, empty where nothing dense may be allocated."""
+        config = self.config
+        torch.manual_seed(config.seed)
+        density = embedding_density = None
+        if config.is_never_dense:
+            density, embedding_density = self._densities()
+        model = GPT(
+            config.model,
+            density=0.0 if resume and density else density,
+            embedding_density=0.0 if resume and density else embedding_density,
+            floor=config.min_alive,
+        )
+        if config.bigram == "counts":
+            count_bigrams_(model, self.corpus.train)
+        return model
 
     # ---- the loop
 
@@ -292,15 +191,27 @@ class Trainer:
             self._require_finite(loss, ids)
             self.optimizer.zero_grad()
             loss.backward()
-            gradient_rms = self.optimizer.gradient_rms()
-            self._require_finite(gradient_rms, ids)
             try:
                 self.optimizer.step()
             except RuntimeError as error:
                 raise TrainingError(f"step {self.step + 1}: {self._first_nonfinite(ids) or error}") from error
         self.step += 1
+        if self._is_time_to_switch(density):
+            self.optimizer.to_sparse_()
         nnz = sum(w.nnz for w in self.sparse_weights)
-        self._taken.append(_Taken(self.step, loss.detach(), gradient_rms, lr, density, nnz))
+        gradient_rms = self.optimizer.gradient_rms
+        self._taken.append(_Taken(self.step, loss.detach(), gradient_rms, lr, self._density(), nnz))
+
+    def _is_time_to_switch(self, density: float) -> bool:
+        config = self.config
+        if config.mode == "exact" or self.optimizer.mode == "sparse":
+            return False
+        return density <= (config.density if config.switch == "end-of-anneal" else config.switch_density)
+
+    def _density(self) -> float:
+        """Of the matrices; in sparse mode it follows the schedule in stages."""
+        matrices = self.model.matrices()
+        return sum(w.nnz for w in matrices) / sum(w.shape[0] * w.shape[1] for w in matrices)
 
     def _is_time_to_read(self) -> bool:
         return (
@@ -361,15 +272,23 @@ class Trainer:
 
     def _set_schedule(self) -> tuple[float, float]:
         """Learning rate and budgets of the coming step; returns the matrices' density and the learning rate."""
-        config, schedule = self.config, self.config.schedule
-        density = schedule.density(self.step, config.steps, config.density)
+        config = self.config
+        density, embedding_density = self._densities()
         lr = config.lr * warmup_decay(self.step, config.steps, config.warmup) * sharkfin(density, config.density)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        embedding_density = schedule.density(self.step, config.steps, config.target_embedding_density)
         set_budgets(self.model.matrices(), density)
         set_budgets(self.model.embeddings(), embedding_density)
         return density, lr
+
+    def _densities(self) -> tuple[float, float]:
+        """Of the matrices and the embeddings at the coming step."""
+        config = self.config
+        matrices, embeddings = (
+            config.schedule(target).density(self.step, config.steps, target)
+            for target in (config.density, config.target_embedding_density)
+        )
+        return matrices, embeddings
 
     @torch.no_grad()
     def evaluate(self) -> float:
@@ -437,7 +356,7 @@ class Trainer:
         self.saved = self.step
 
     def _restore(self) -> None:
-        meta = checkpoint.load(self.folder / LAST, self.model, self.optimizer)
+        meta = checkpoint.load_optimizer(self.folder / LAST, self.model, self.optimizer)
         if meta["corpus"] != self.corpus.folder.name:
             raise TrainingError(
                 f"the corpus has changed since the run began: {meta['corpus']} then, {self.corpus.folder.name} now"
@@ -534,6 +453,6 @@ def load_model(folder: Path, device: str | torch.device = "cpu") -> GPT:
     """
     path = folder / BEST if (folder / BEST).exists() else folder / LAST
     meta = checkpoint.read_meta(path)
-    model = GPT(GPTConfig(**meta["model"]))
+    model = GPT(GPTConfig(**meta["model"]), density=0.0)
     checkpoint.load(path, model)
     return model.to(device).eval()

@@ -19,7 +19,8 @@ from tiny_run import corpus, logged, names, tensors, tiny
 
 import sparsekern
 from sparsekern import checkpoint, cli
-from sparsekern.train import PRESETS, Step, TrainConfig, Trainer, load_model
+from sparsekern.recipe import PRESETS, TrainConfig
+from sparsekern.train import Step, Trainer, load_model
 
 OPTIONS = {"vocab-size": 300, "d-model": 32, "n-layer": 1, "context": 16, "batch": 4, "density": 0.25}
 

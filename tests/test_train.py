@@ -19,7 +19,8 @@ import sparsekern
 from sparsekern import checkpoint
 from sparsekern.data import bigram_probabilities, held_out_batches, load_corpus
 from sparsekern.models import GPT
-from sparsekern.train import PRESETS, Step, TrainConfig, Trainer, TrainingError, load_model, read_metrics
+from sparsekern.recipe import PRESETS, TrainConfig
+from sparsekern.train import Step, Trainer, TrainingError, load_model, read_metrics
 
 FILES = {"config.json", "metrics.jsonl", "loss.png", "last.safetensors", "best.safetensors", "tokenizer.json"}
 

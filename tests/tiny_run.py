@@ -11,7 +11,8 @@ import matplotlib
 import pytest
 from safetensors.torch import load_file
 
-from sparsekern.train import Step, TrainConfig, read_metrics
+from sparsekern.recipe import TrainConfig
+from sparsekern.train import Step, read_metrics
 
 TINY = TrainConfig(
     vocab_size=300,

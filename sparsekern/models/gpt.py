@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..formats import CSR
 from ..nn import AbsTopK, SparseEmbedding, SparseLinear, SparseWeight
 
 SUBLAYER_LOCATIONS = "attn_in,attn_q,attn_k,attn_v,attn_out,mlp_in,mlp_neuron,mlp_out"
@@ -79,21 +80,45 @@ class GPTConfig:
         return AbsTopK(math.floor(self.afrac * width))
 
 
-def _linear(n: int, k: int, bias: bool, std: float, *, axis: int | None = None) -> SparseLinear:
-    """A layer that starts dense; ``axis`` tells which dimension of the weight is the neuron that a floor protects."""
-    weight = SparseWeight.from_master(torch.randn(n, k) * std, axis=axis)
-    return SparseLinear.from_weight(weight, nn.Parameter(torch.zeros(n)) if bias else None)
+@dataclass(frozen=True)
+class Start:
+    """How matrices begin: dense in master form, or with random nonzeros in values form, never allocated densely.
+
+    Attributes:
+        density: of the nonzeros, or None for a dense start; 0 leaves the matrices empty, to be loaded.
+        floor: nonzeros that every neuron has at least.
+    """
+
+    density: float | None = None
+    floor: int = 0
+
+    def weight(self, n: int, k: int, std: float, axis: int | None = None) -> SparseWeight:
+        """(n, k); ``std`` is that of the entries of a dense one, and a sparse one gives outputs of the same variance.
+
+        ``axis`` tells which dimension is the neuron that the floor protects.
+        """
+        floor = self.floor if axis is not None else 0
+        if self.density is None:
+            return SparseWeight.from_master(torch.randn(n, k) * std, floor=floor, axis=axis)
+        if self.density == 0:
+            return SparseWeight(CSR.random(n, k, nnz=0), floor=floor, axis=axis)
+        csr = CSR.random(n, k, density=self.density, floor=floor, axis=axis)
+        csr.values.mul_(std / math.sqrt(self.density))
+        return SparseWeight(csr, floor=floor, axis=axis)
+
+    def linear(self, n: int, k: int, bias: bool, std: float, axis: int | None = None) -> SparseLinear:
+        return SparseLinear.from_weight(self.weight(n, k, std, axis), nn.Parameter(torch.zeros(n)) if bias else None)
 
 
 class Attention(nn.Module):
     """Causal self-attention; AbsTopK acts on q, k and v over all heads together."""
 
-    def __init__(self, config: GPTConfig) -> None:
+    def __init__(self, config: GPTConfig, start: Start) -> None:
         super().__init__()
         width = config.heads * config.d_head
         self.d_head = config.d_head
-        self.c_attn = _linear(3 * width, config.d_model, config.bias, 0.02, axis=0)
-        self.c_proj = _linear(config.d_model, width, config.bias, 0.02 / math.sqrt(2 * config.n_layer), axis=1)
+        self.c_attn = start.linear(3 * width, config.d_model, config.bias, 0.02, axis=0)
+        self.c_proj = start.linear(config.d_model, width, config.bias, 0.02 / math.sqrt(2 * config.n_layer), axis=1)
         self.topk_in = config.topk("attn_in", config.d_model)
         self.topk_q = config.topk("attn_q", width)
         self.topk_k = config.topk("attn_k", width)
@@ -114,11 +139,11 @@ class Attention(nn.Module):
 class MLP(nn.Module):
     """Linear, GELU, linear."""
 
-    def __init__(self, config: GPTConfig) -> None:
+    def __init__(self, config: GPTConfig, start: Start) -> None:
         super().__init__()
         width = config.mlp_width
-        self.c_fc = _linear(width, config.d_model, config.bias, 0.02, axis=0)
-        self.c_proj = _linear(config.d_model, width, config.bias, 0.02 / math.sqrt(2 * config.n_layer), axis=1)
+        self.c_fc = start.linear(width, config.d_model, config.bias, 0.02, axis=0)
+        self.c_proj = start.linear(config.d_model, width, config.bias, 0.02 / math.sqrt(2 * config.n_layer), axis=1)
         self.topk_in = config.topk("mlp_in", config.d_model)
         self.topk_neuron = config.topk("mlp_neuron", width)
         self.topk_out = config.topk("mlp_out", config.d_model)
@@ -131,12 +156,12 @@ class MLP(nn.Module):
 class Block(nn.Module):
     """One layer of the residual stream."""
 
-    def __init__(self, config: GPTConfig) -> None:
+    def __init__(self, config: GPTConfig, start: Start) -> None:
         super().__init__()
         self.ln_1 = nn.RMSNorm(config.d_model)
-        self.attn = Attention(config)
+        self.attn = Attention(config, start)
         self.ln_2 = nn.RMSNorm(config.d_model)
-        self.mlp = MLP(config)
+        self.mlp = MLP(config, start)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, d_model) -> (B, T, d_model)."""
@@ -145,19 +170,34 @@ class Block(nn.Module):
 
 
 class GPT(nn.Module):
-    """The model; its weights begin dense, in master form (see :class:`sparsekern.nn.SparseWeight`)."""
+    """The model; its weights begin dense, in master form (see :class:`sparsekern.nn.SparseWeight`).
+
+    Args:
+        config: the shape.
+        density: let them begin with random nonzeros instead, in values form: nothing dense is allocated but the bigram
+            table. 0 leaves them empty, to be loaded.
+        embedding_density: of both embeddings and the unembedding; the same by default.
+        floor: see :meth:`set_floor`.
+
+    Raises:
+        ValueError: a density too low for the floor.
+    """
 
     bigram_table: Tensor | None
 
-    def __init__(self, config: GPTConfig) -> None:
+    def __init__(
+        self, config: GPTConfig, *, density: float | None = None, embedding_density: float | None = None, floor: int = 0
+    ) -> None:
         super().__init__()
         self.config = config
         d, vocab = config.d_model, config.vocab_size
-        self.wte = SparseEmbedding.from_weight(SparseWeight.from_master(torch.randn(vocab, d) * 0.02))
-        self.wpe = SparseEmbedding.from_weight(SparseWeight.from_master(torch.zeros(config.block_size, d)))
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
+        start = Start(density, floor)
+        embedding_start = Start(density if embedding_density is None else embedding_density)
+        self.wte = SparseEmbedding.from_weight(embedding_start.weight(vocab, d, 0.02))
+        self.wpe = SparseEmbedding.from_weight(embedding_start.weight(config.block_size, d, 0.0))
+        self.blocks = nn.ModuleList(Block(config, start) for _ in range(config.n_layer))
         self.ln_f = nn.RMSNorm(d)
-        self.lm_head = _linear(vocab, d, False, 0.02)
+        self.lm_head = embedding_start.linear(vocab, d, False, 0.02)
         table = torch.rand(vocab, vocab) * 0.02 if config.enable_bigram_table else None
         if table is not None and config.learnable_bigram_table:
             self.bigram_table = nn.Parameter(table)

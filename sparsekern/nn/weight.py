@@ -6,31 +6,42 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..formats import CSR, Pattern
+from ..formats import CSR, ActivePattern, Pattern
 from ..ops.choice import KernelChoice, choose_linear
-from ..ops.csr_embedding import csr_embedding
+from ..ops.csr_embedding import csr_embedding, csr_embedding_active
 from ..ops.csr_linear import csr_linear
+from ..ops.csr_linear_active import csr_linear_active
 from ..ops.csr_linear_dense_grad import csr_linear_dense_grad
 from ..ops.csr_pattern import csr_gather
+from ..ops.observe import observe
 from ..ops.topk_project import topk_project_pattern_
 
 _TRANSPOSE = ("ccol_indices", "row_indices", "perm")
+_ACTIVE = ("active_crow_indices", "active_col_indices")
+_FORMS = {"values": (), "master": (), "active": _ACTIVE}  # the Parameter of each form: the buffers it brings along
 
 
 class SparseWeight(nn.Module):
-    """A sparse (N, K) weight in one of two forms.
+    """A sparse (N, K) weight in one of three forms.
 
     *values*: a Parameter ``values`` (nnz) over a fixed pattern. Forward and backward cost what the nonzeros cost; any
     optimizer can train it. This is the form of a new layer.
 
+    *active*: a Parameter ``active`` over the pattern, the support, and candidate positions beside it, where it is
+    zero. The forward pass costs what the support costs, and the gradient covers the candidates. This is the form of
+    sparse mode: ``SparseAdamW(mode="sparse")`` asks for it and moves the support after every step.
+
     *master*: a dense Parameter ``master`` (N, K), zero off the pattern, whose gradient is dense. This is the form of
-    exact mode: ``SparseAdamW(mode="exact")`` asks for it and calls :meth:`project_` after every step. ``values``
-    then reads the master at the pattern.
+    exact mode: ``SparseAdamW(mode="exact")`` asks for it and calls :meth:`project_` after every step.
+
+    In the last two ``values`` reads the Parameter at the pattern.
 
     Attributes:
         crow_indices, col_indices: the pattern, int32 (int64 where a count would overflow); saved with the module.
         floor, axis: nonzeros that a projection keeps at least in every row (axis 0) or column (axis 1).
         budget: nonzeros that the next projection keeps.
+        observed: while it is not None, the activity of the layer's rows and columns is measured in its gradients: two
+            leaf tensors (N) and (K), see :func:`sparsekern.ops.observe`.
     """
 
     crow_indices: Tensor
@@ -38,6 +49,11 @@ class SparseWeight(nn.Module):
     ccol_indices: Tensor | None
     row_indices: Tensor | None
     perm: Tensor | None
+    active_crow_indices: Tensor | None
+    active_col_indices: Tensor | None
+    slots: Tensor | None  # (nnz), which of the active positions the support is
+    in_support: Tensor | None  # (active) bool, the same as flags
+    observed: tuple[Tensor, Tensor] | None
 
     def __init__(self, csr: CSR, *, floor: int = 0, axis: int | None = None) -> None:
         super().__init__()
@@ -50,6 +66,11 @@ class SparseWeight(nn.Module):
         self.register_buffer("col_indices", csr.col_indices)
         for name in _TRANSPOSE:
             self.register_buffer(name, getattr(csr.pattern, name), persistent=False)
+        for name in _ACTIVE:
+            self.register_buffer(name, None)
+        for name in ("slots", "in_support"):
+            self.register_buffer(name, None, persistent=False)
+        self.observed = None
 
     @classmethod
     def from_master(cls, master: Tensor, *, floor: int = 0, axis: int | None = None) -> "SparseWeight":
@@ -76,17 +97,19 @@ class SparseWeight(nn.Module):
     def __getattr__(self, name: str) -> Any:
         if name == "values" and "master" in self._parameters:
             return csr_gather(self.master, self.crow_indices, self.col_indices)
+        if name == "values" and "active" in self._parameters:
+            return self.active.index_select(0, self.slots)
         return super().__getattr__(name)
 
     @property
-    def is_master(self) -> bool:
-        """Whether the weight is in master form."""
-        return "master" in self._parameters
+    def form(self) -> str:
+        """ "values", "active" or "master": the name of the one Parameter."""
+        return next(form for form in _FORMS if form in self._parameters)
 
     @property
     def parameter(self) -> nn.Parameter:
-        """The one Parameter: ``master`` or ``values``."""
-        return self._parameters["master" if self.is_master else "values"]  # type: ignore[return-value]
+        """The one Parameter."""
+        return self._parameters[self.form]  # type: ignore[return-value]
 
     @property
     def nnz(self) -> int:
@@ -116,6 +139,14 @@ class SparseWeight(nn.Module):
         return Pattern(self.crow_indices, self.col_indices, self.ccol_indices, self.row_indices, self.perm, self.shape)
 
     @property
+    def active_pattern(self) -> ActivePattern:
+        """Of the active form: its positions, and which of them are the support."""
+        assert self.active_crow_indices is not None
+        assert self.active_col_indices is not None
+        assert self.slots is not None
+        return ActivePattern(self.active_crow_indices, self.active_col_indices, self.slots, self.pattern)
+
+    @property
     def csr(self) -> CSR:
         """The weight as a format object, differentiable in the Parameter."""
         return CSR(self.values, self.pattern)
@@ -125,28 +156,47 @@ class SparseWeight(nn.Module):
         return self.csr.to_dense()
 
     def extra_repr(self) -> str:
-        form = "master" if self.is_master else "values"
-        return f"{self.shape[0]}, {self.shape[1]}, nnz={self.nnz}, density={self.density:.3%}, form={form}"
+        return f"{self.shape[0]}, {self.shape[1]}, nnz={self.nnz}, density={self.density:.3%}, form={self.form}"
 
     # ---- computing
 
     def choice(self) -> KernelChoice:
         """Which kernel :meth:`linear` runs, and why."""
-        if not self.is_master:
+        if self.form != "master":
             return KernelChoice("csr", f"{self.extra_repr()}: only the nonzeros are stored")
         return choose_linear(self.shape, self.nnz, self.dtype, self.device.type)
 
     def linear(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """``x @ W.T + bias``: (..., K) -> (..., N)."""
-        if not self.is_master:
+        y = self._linear(x, bias)
+        if self.observed is None:
+            return y
+        row_squares, col_squares = self.observed
+        return observe(y, x, row_squares, col_squares)
+
+    def _linear(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        if self.form == "values":
             return csr_linear(x, self.csr, bias)
+        if self.form == "active":
+            return csr_linear_active(x, self.active, self.active_pattern, bias)
         if self.choice().kernel == "dense":
             return F.linear(x, self.master, bias)
         return csr_linear_dense_grad(x, self.master, self.pattern, bias)
 
     def embedding(self, ids: Tensor) -> Tensor:
         """Rows of the table: (...) int64 -> (..., K)."""
-        return F.embedding(ids, self.master) if self.is_master else csr_embedding(ids, self.csr)
+        rows = self._embedding(ids)
+        if self.observed is None:
+            return rows
+        row_squares, col_squares = self.observed
+        return observe(rows, ids, col_squares, row_squares)  # rows = one_hot(ids) @ W
+
+    def _embedding(self, ids: Tensor) -> Tensor:
+        if self.form == "values":
+            return csr_embedding(ids, self.csr)
+        if self.form == "active":
+            return csr_embedding_active(ids, self.active, self.active_pattern)
+        return F.embedding(ids, self.master)
 
     # ---- changing
 
@@ -158,45 +208,76 @@ class SparseWeight(nn.Module):
             RuntimeError: the weight is not in master form, or holds NaN.
             ValueError: the budget is below what the floor needs, or above N * K.
         """
-        if not self.is_master:
+        if self.form != "master":
             raise RuntimeError("project_: only a weight in master form can be projected (see to_master_)")
         self._set_pattern(*topk_project_pattern_(self.master, self.budget, self.floor, self.axis))
 
-    def next_pattern(self) -> Pattern:
-        """Index tensors for the ``budget`` positions of the next step, to be overwritten and then given to
+    def next_pattern(self, nnz: int) -> Pattern:
+        """Index tensors for the ``nnz`` positions of the next step, to be overwritten and then given to
         :meth:`set_pattern_`: the weight's own where they have the length, so that a captured CUDA graph, which knows
         them by address, sees each new pattern."""
-        if self.budget == self.nnz:
+        if nnz == self.nnz:
             return self.pattern
         n, k = self.shape
-        dtype = torch.int32 if max(n, k, self.budget) < 2**31 else torch.int64
-        lengths = (n + 1, self.budget, k + 1, self.budget, self.budget)
+        dtype = torch.int32 if max(n, k, nnz) < 2**31 else torch.int64
+        lengths = (n + 1, nnz, k + 1, nnz, nnz)
         crow, col, ccol, row, perm = (torch.empty(length, dtype=dtype, device=self.device) for length in lengths)
         return Pattern(crow, col, ccol, row, perm, self.shape)
 
-    def set_pattern_(self, pattern: Pattern) -> None:
-        """Take ``pattern``, off which the master is zero."""
+    def set_pattern_(self, pattern: Pattern, slots: Tensor | None = None) -> None:
+        """Take ``pattern``, off which the Parameter is zero; in the active form ``slots`` are its positions there."""
         self._set_pattern(pattern.crow_indices, pattern.col_indices)
         for name in _TRANSPOSE:
             setattr(self, name, getattr(pattern, name))
+        self.slots = slots
+
+    def observe_(self, on: bool = True) -> None:
+        """Let the coming forward and backward passes measure the activity of rows and columns, or no longer."""
+        leaves = (torch.zeros(size, dtype=self.dtype, device=self.device, requires_grad=True) for size in self.shape)
+        self.observed = tuple(leaves) if on else None  # type: ignore[assignment]
 
     def to_sparse_(self) -> "SparseWeight":
-        """Switch to the values form, in place; the dense master is dropped. An optimizer must be built afterwards."""
-        if self.is_master:
-            values = self.values.detach().clone()
-            requires_grad = self.master.requires_grad
-            del self.master
-            self.values = nn.Parameter(values, requires_grad)
+        """Switch to the values form, in place; all else is dropped. An optimizer must be built afterwards."""
+        if self.form != "values":
+            self._set_parameter("values", self.values.detach().clone())
+        return self
+
+    def to_active_(self) -> "SparseWeight":
+        """Switch to the active form, in place, without candidates. An optimizer must be built afterwards."""
+        if self.form != "active":
+            self._set_parameter("active", self.values.detach().clone())
+            everything = torch.ones(self.nnz, dtype=torch.bool, device=self.device)
+            self.set_active_(self.crow_indices, self.col_indices, self.active.data, everything)
         return self
 
     def to_master_(self) -> "SparseWeight":
         """Switch to the master form, in place, with zeros off the pattern. An optimizer must be built afterwards."""
-        if not self.is_master:
-            dense = self.to_dense().detach()
-            requires_grad = self.values.requires_grad
-            del self.values
-            self.master = nn.Parameter(dense, requires_grad)
+        if self.form != "master":
+            self._set_parameter("master", self.to_dense().detach())
         return self
+
+    def set_active_(self, crow: Tensor, col: Tensor, active: Tensor, in_support: Tensor) -> None:
+        """Take other active positions: all of the support and other candidates. The Parameter stays the same object.
+
+        Args:
+            crow, col: (N + 1) and (active), the positions in the order of CSR.
+            active: (active), zero outside of the support.
+            in_support: (active) bool.
+        """
+        self.active_crow_indices, self.active_col_indices = crow, col
+        self.in_support = in_support
+        self.slots = in_support.nonzero().flatten().to(col.dtype)
+        self.active.data = active
+        self.active.grad = None
+
+    def _set_parameter(self, form: str, data: Tensor) -> None:
+        """Replace the Parameter by one of another form."""
+        requires_grad = self.parameter.requires_grad
+        delattr(self, self.form)
+        for name in (*_ACTIVE, "slots", "in_support"):
+            setattr(self, name, None)
+        self.observed = None
+        setattr(self, form, nn.Parameter(data, requires_grad))
 
     def _set_pattern(self, crow: Tensor, col: Tensor) -> None:
         self.crow_indices, self.col_indices = crow, col
@@ -206,7 +287,7 @@ class SparseWeight(nn.Module):
     # ---- checkpoints: the form and the number of nonzeros follow the checkpoint
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        names = ("crow_indices", "col_indices", "values", "master")
+        names = ("crow_indices", "col_indices", *_ACTIVE, *_FORMS)
         saved = {name: state_dict[prefix + name] for name in names if prefix + name in state_dict}
         if saved:
             try:
@@ -218,18 +299,41 @@ class SparseWeight(nn.Module):
 
     def _take_layout(self, saved: dict[str, Tensor]) -> None:
         """Take form, pattern and length of ``saved``, or raise and change nothing."""
-        if set(saved) not in ({"crow_indices", "col_indices", form} for form in ("values", "master")):
-            raise ValueError(f"expected crow_indices, col_indices and either values or master, got {', '.join(saved)}")
+        form = next((form for form in _FORMS if form in saved), "values")
+        if set(saved) != {"crow_indices", "col_indices", form, *_FORMS[form]}:
+            raise ValueError(
+                "expected crow_indices, col_indices and one of values, master, or active with active_crow_indices and "
+                f"active_col_indices, got {', '.join(saved)}"
+            )
         master, col = saved.get("master"), saved["col_indices"]
         if master is not None and master.shape != self.shape:
             raise ValueError(f"master must have shape {self.shape}, got {tuple(master.shape)}")
         values = saved.get("values", torch.zeros(col.shape, device=col.device))
-        checked = CSR.from_parts(saved["crow_indices"], col, values, self.shape)
-        if master is not None:
-            self.to_master_()
-        elif self.to_sparse_().nnz != checked.nnz:
-            self.values.data = self.values.data.new_zeros(checked.nnz)
-            self.values.grad = None
-        indices = (checked.crow_indices, checked.col_indices)
+        support = CSR.from_parts(saved["crow_indices"], col, values, self.shape)
+        active = in_support = None
+        if form == "active":
+            crow, col = (saved[name] for name in _ACTIVE)
+            active = CSR.from_parts(crow, col, saved["active"], self.shape)
+            in_support = _flags(active, support)
+        if form != self.form:
+            length = saved[form].shape if master is not None else (len(saved[form]),)
+            self._set_parameter(form, torch.zeros(length, dtype=self.dtype, device=self.device))
+        elif self.parameter.shape != saved[form].shape:
+            self.parameter.data = self.parameter.data.new_zeros(saved[form].shape)
+            self.parameter.grad = None
+        indices = (support.crow_indices, support.col_indices)
         self._set_pattern(*(t.to(self.device, copy=True) for t in indices))
-        self.budget = checked.nnz
+        self.budget = support.nnz
+        if active is not None and in_support is not None:
+            where = (active.crow_indices, active.col_indices, in_support)
+            crow, col, in_support = (t.to(self.device, copy=True) for t in where)
+            self.set_active_(crow, col, self.active.data, in_support)
+
+
+def _flags(active: CSR, support: CSR) -> Tensor:
+    """(active) bool: which of the active positions are the support; ValueError if it is not among them."""
+    places, held = active.pattern.flat_indices(), support.pattern.flat_indices()
+    at = torch.searchsorted(places, held).clamp_(max=max(0, active.nnz - 1))
+    if support.nnz and not (active.nnz and torch.equal(places[at], held)):
+        raise ValueError("the active positions must contain the support")
+    return torch.zeros(active.nnz, dtype=torch.bool, device=held.device).index_fill_(0, at, True)

@@ -7,7 +7,7 @@ from torch import Tensor
 from ._define import define
 
 if TYPE_CHECKING:
-    from ..formats import CSR
+    from ..formats import CSR, ActivePattern
 
 
 def _fake(ids: Tensor, values: Tensor, crow: Tensor, col: Tensor, cols: int) -> Tensor:
@@ -66,3 +66,8 @@ def csr_embedding(ids: Tensor, w: "CSR") -> Tensor:
         RuntimeError: an id is out of range (on a GPU a device-side assertion), or a dtype does not fit.
     """
     return _forward_raw(ids, w.values, w.pattern.crow_indices, w.pattern.col_indices, w.shape[1])
+
+
+def csr_embedding_active(ids: Tensor, active: Tensor, pattern: "ActivePattern") -> Tensor:
+    """``csr_embedding`` with a gradient for all active positions; ``active`` must be 0 outside of the support."""
+    return _forward_raw(ids, active, pattern.crow_indices, pattern.col_indices, pattern.shape[1])

@@ -13,32 +13,38 @@ def warmup_decay(step: int, steps: int, warmup: float = 0.01) -> float:
 
 @dataclass(frozen=True)
 class Anneal:
-    """Density as a function of the step, from 1 down to a target.
+    """Density as a function of the step, from an initial one down to a target.
 
     Attributes:
         shape: "linear" (as published), "geometric" (a constant factor per step), or "fast": geometric to 10 times the
             target, at least to 10 %, over the first fifth of the window, and geometric from there.
-        start, end: the window, as fractions of the run; dense before it, at the target after it.
+        start, end: the window, as fractions of the run; at the initial density before it, at the target after it.
+        initial: the density to begin with.
     """
 
     shape: str = "linear"
     start: float = 0.01
     end: float = 0.5
+    initial: float = 1.0
 
     def __post_init__(self) -> None:
         if self.shape not in ("linear", "geometric", "fast"):
             raise ValueError(f"anneal shape must be linear, geometric or fast, got {self.shape!r}")
         if not 0 <= self.start < self.end < 1:
             raise ValueError(f"anneal needs 0 <= start < end < 1, got start={self.start}, end={self.end}")
+        if not 0 < self.initial <= 1:
+            raise ValueError(f"initial density must be in (0, 1], got {self.initial}")
 
     def density(self, step: int, steps: int, target: float) -> float:
         """The density at ``step`` of ``steps``."""
         t = min(1.0, max(0.0, (step / steps - self.start) / (self.end - self.start)))
+        initial = max(self.initial, target)
         if self.shape == "linear":
-            return 1 + t * (target - 1)
-        knots = [(0.0, 1.0), (1.0, target)]
-        if self.shape == "fast" and 10 * target < 1:
-            knots.insert(1, (0.2, max(0.1, 10 * target)))
+            return initial + t * (target - initial)
+        knots = [(0.0, initial), (1.0, target)]
+        middle = max(0.1, 10 * target)
+        if self.shape == "fast" and middle < initial:
+            knots.insert(1, (0.2, middle))
         for (t0, d0), (t1, d1) in pairwise(knots):
             if t <= t1:
                 return d0 * (d1 / d0) ** ((t - t0) / (t1 - t0))

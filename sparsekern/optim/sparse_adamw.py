@@ -4,12 +4,17 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim.adam import adam
 
+from ..formats import compressed, flat_indices
 from ..nn.weight import SparseWeight
 from ..ops.adamw_project import adamw_project_
+from ..ops.adamw_select import ActiveMatrix, adamw_select_
+from ..ops.topk_project import topk_select
+from .topology import REPLACED, active_flat, draw_candidates, replace_active_
 
 _RMS_EPS = 1e-5  # keeps the normalisation finite when all gradients vanish
 
@@ -48,15 +53,30 @@ def _grads(params: Sequence[Tensor]) -> list[Tensor]:
 class SparseAdamW(torch.optim.Optimizer):
     """Adam with decoupled weight decay for models with sparse weights.
 
-    ``mode="exact"`` is the published rule: dense gradient, dense moments, and after every step a projection of each
-    weight to its ``budget`` of nonzeros; it brings the weights into master form. A step is, in this order: divide all
-    gradients by their common root mean square, Adam, projection, weight decay.
+    A step is, in this order: divide all gradients by their common root mean square, Adam, projection of each weight to
+    its nonzeros, weight decay.
+
+    ``mode="exact"`` is the published rule: dense gradient, dense moments, and a projection of the whole matrix to its
+    ``budget``; it brings the weights into master form.
+
+    ``mode="sparse"`` is the same rule on active positions only: the support and ``candidates`` beside it. Time and
+    memory grow with the nonzeros; it brings the weights into active form. Every ``refresh_every`` steps the candidates
+    with the smallest steps are replaced by others, and the number of nonzeros follows ``budget``; in between it is
+    fixed. What all other positions add to the gradient's norm is estimated from the candidates, whose probability to
+    be drawn is known. :meth:`to_sparse_` goes over from exact to sparse.
 
     Args:
         params: the groups that :func:`param_groups` returns.
         lr: learning rate; change it through ``param_groups`` or an LR scheduler.
-        mode: "exact".
+        mode: "exact" or "sparse".
         betas, eps, weight_decay: as published; ``eps`` is relative to gradients of unit root mean square.
+        candidates: candidates per nonzero; ``math.inf`` makes every position active.
+        refresh_every: steps from one refresh to the next; at least about ``2 / (1 - candidate_beta1)``.
+        candidate_beta1: replaces ``betas[0]`` for candidates, which need a steadier gradient to enter.
+        seed: of the draws of candidates; equal seeds and gradients give equal ones.
+
+    Attributes:
+        gradient_rms: root mean square of the gradient over all parameters at the last step.
 
     Raises:
         ValueError: an argument out of range, or sparse parameters that did not come from :func:`param_groups`.
@@ -70,15 +90,28 @@ class SparseAdamW(torch.optim.Optimizer):
         betas: tuple[float, float] = (0.9, 0.95),
         eps: float = 0.1,
         weight_decay: float = 0.1,
+        *,
+        candidates: float = 1.0,
+        refresh_every: int = 60,
+        candidate_beta1: float = 0.97,
+        seed: int = 0,
     ) -> None:
-        if mode != "exact":
-            raise ValueError(f"mode must be 'exact', got {mode!r}")
+        if mode not in ("exact", "sparse"):
+            raise ValueError(f"mode must be 'exact' or 'sparse', got {mode!r}")
         if not lr >= 0:
             raise ValueError(f"lr must not be negative, got {lr}")
-        if not all(0 <= b < 1 for b in betas):
-            raise ValueError(f"betas must be in [0, 1), got {betas}")
-        if not (eps >= 0 and weight_decay >= 0):
-            raise ValueError(f"eps and weight_decay must not be negative, got {eps} and {weight_decay}")
+        if not all(0 <= b < 1 for b in (*betas, candidate_beta1)):
+            raise ValueError(f"betas and candidate_beta1 must be in [0, 1), got {betas} and {candidate_beta1}")
+        if not (eps >= 0 and weight_decay >= 0 and candidates >= 0):
+            raise ValueError(
+                f"eps, weight_decay and candidates must not be negative, got {eps}, {weight_decay} and {candidates}"
+            )
+        if refresh_every < 1:
+            raise ValueError(f"refresh_every must be positive, got {refresh_every}")
+        self.candidates = candidates
+        self.refresh_every = refresh_every
+        self.candidate_beta1 = candidate_beta1
+        self.seed = seed
         self.sparse_weights: list[SparseWeight] = []
         groups = []
         for group in params:
@@ -87,51 +120,117 @@ class SparseAdamW(torch.optim.Optimizer):
             group = dict(group)
             weights = group.pop("sparse_weights", [])
             if weights:
-                group["params"] = [w.to_master_().parameter for w in weights]
+                formed = [w.to_master_() if mode == "exact" else w.to_active_() for w in weights]
+                group["params"] = [w.parameter for w in formed]
                 self.sparse_weights += weights
             groups.append(group)
         super().__init__(groups, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
+        self.gradient_rms = torch.zeros(())
+        self.prepare()
+
+    @property
+    def mode(self) -> str:
+        """ "exact" or "sparse"."""
+        return "sparse" if any(w.form == "active" for w in self.sparse_weights) else "exact"
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:  # type: ignore[override]
-        """One step; gradients are left as they are.
+        """One step; gradients are left as they are, but for weights whose number of active positions changes.
 
         Raises:
-            RuntimeError: a sparse weight holds NaN; on a GPU it is ``ops.check_status`` that raises, and nothing waits.
+            RuntimeError: the gradient is not finite, or a sparse weight holds NaN; on a GPU it is the reader of
+                ``gradient_rms`` or ``ops.check_status`` who finds out, and nothing waits.
         """
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        scale = 1 / (self.gradient_rms() + _RMS_EPS)
-        owners = {id(weight.parameter): weight for weight in self.sparse_weights}
+        self.gradient_rms = self._gradient_rms()
+        if self.gradient_rms.device.type == "cpu" and not torch.isfinite(self.gradient_rms):
+            raise RuntimeError(f"SparseAdamW: the gradient is not finite (root mean square {self.gradient_rms})")
+        scale = 1 / (self.gradient_rms + _RMS_EPS)
         for group in self.param_groups:
             params = [p for p in group["params"] if p.grad is not None]
-            self._step_sparse(group, [owners[id(p)] for p in params if id(p) in owners], scale)
-            self._step_dense(group, [p for p in params if id(p) not in owners], scale)
+            sparse = self._sparse(params)
+            self._step_masters(group, [w for w in sparse.values() if w.form == "master"], scale)
+            self._step_active(group, [w for w in sparse.values() if w.form == "active"], scale)
+            self._step_dense(group, [p for p in params if p not in sparse], scale)
         for weight in self.sparse_weights:
-            if weight.parameter.grad is None:
+            if weight.form == "master" and weight.parameter.grad is None:
                 weight.project_()
+        self._steps += 1
+        if self._is_refresh(self._steps):
+            for group in self.param_groups:
+                for weight in self._sparse(group["params"]).values():
+                    if weight.form == "active":
+                        self._refresh(weight, group)
+        self._observe()
         return loss
 
-    def gradient_rms(self) -> Tensor:
-        """Root mean square of the gradient over all parameters, a missing gradient counting as zero."""
-        params = [p for group in self.param_groups for p in group["params"]]
-        return torch.nn.utils.get_total_norm(_grads(params)) / math.sqrt(sum(p.numel() for p in params))
+    @torch.no_grad()
+    def to_sparse_(self) -> None:
+        """Go on in sparse mode, after a step in exact mode, from its gradients and moments.
 
-    def _step_sparse(self, group: dict[str, Any], weights: list[SparseWeight], scale: Tensor) -> None:
+        Half of the first candidates are the positions off the support with the largest steps, which keep their moments;
+        the others are drawn. Each ``master`` Parameter is replaced by an ``active`` one, here and in the model.
+        """
+        for group in self.param_groups:
+            sparse = self._sparse(group["params"])
+            for i, p in enumerate(group["params"]):
+                if p in sparse and sparse[p].form == "master":
+                    self._to_active(sparse[p], group)
+                    group["params"][i] = sparse[p].parameter
+        self._observe()
+
+    def prepare(self) -> None:
+        """Take up the state, after it was filled from a checkpoint by other means than :meth:`load_state_dict`."""
+        steps = [int(s["step"]) for w in self.sparse_weights if (s := self.state.get(w.parameter))]
+        self._steps = max(steps, default=0)
+        self._observe()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        self.prepare()
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        super().zero_grad(set_to_none)
+        for weight in self.sparse_weights:
+            for leaf in weight.observed or ():
+                leaf.grad = None
+
+    def _sparse(self, params: Sequence[Tensor]) -> dict[Tensor, SparseWeight]:
+        """The weights whose Parameters are among ``params``, in the order of these."""
+        owners: dict[Tensor, SparseWeight] = {weight.parameter: weight for weight in self.sparse_weights}
+        return {p: owners[p] for p in params if p in owners}
+
+    # ---- the gradient
+
+    def _gradient_rms(self) -> Tensor:
+        """Root mean square of the gradient over all positions of all parameters, a missing one counting as zero."""
+        params = [p for group in self.param_groups for p in group["params"]]
+        sparse, grads, count = self._sparse(params), [], 0
+        for p in params:
+            weight = sparse.get(p)
+            count += p.numel() if weight is None else weight.shape[0] * weight.shape[1]
+            if p.grad is not None:
+                is_active = weight is not None and weight.form == "active"
+                grads.append(p.grad * self._state(p)["norm_weight"] if is_active else p.grad)
+        return torch.nn.utils.get_total_norm(grads) / math.sqrt(count)
+
+    # ---- steps
+
+    def _step_masters(self, group: dict[str, Any], weights: list[SparseWeight], scale: Tensor) -> None:
         masters = [w.master for w in weights]
         states = [self._state(p) for p in masters]
-        patterns = [w.next_pattern() for w in weights]
+        patterns = [w.next_pattern(w.budget) for w in weights]
         if masters:
-            steps = [s["step"] for s in states]
-            torch._foreach_add_(steps, 1)
+            torch._foreach_add_([s["step"] for s in states], 1)
             adamw_project_(
                 masters,
                 _grads(masters),
                 [s["exp_avg"] for s in states],
                 [s["exp_avg_sq"] for s in states],
-                steps,
+                [s["step"] for s in states],
                 patterns,
                 floors=[w.floor for w in weights],
                 axes=[w.axis for w in weights],
@@ -143,6 +242,47 @@ class SparseAdamW(torch.optim.Optimizer):
             )
         for weight, pattern in zip(weights, patterns, strict=True):
             weight.set_pattern_(pattern)
+
+    def _step_active(self, group: dict[str, Any], weights: list[SparseWeight], scale: Tensor) -> None:
+        if not weights:
+            return
+        matrices = [self._active_matrix(weight) for weight in weights]
+        torch._foreach_add_([m.step for m in matrices], 1)
+        adamw_select_(
+            matrices,
+            lr=_scalar(group["lr"], scale.device),
+            grad_scale=scale.double(),
+            betas=group["betas"],
+            candidate_beta1=self.candidate_beta1,
+            eps=group["eps"],
+            weight_decay=group["weight_decay"],
+        )
+        for weight, m in zip(weights, matrices, strict=True):
+            weight.set_pattern_(m.pattern, m.slots)
+
+    def _active_matrix(self, weight: SparseWeight) -> ActiveMatrix:
+        is_refresh = self._is_refresh(self._steps + 1)  # only then lengths change
+        if is_refresh and weight.budget > len(weight.active):
+            raise ValueError(f"budget must be at most the {len(weight.active)} active positions, got {weight.budget}")
+        state, where = self._state(weight.active), weight.active_pattern
+        pattern = weight.next_pattern(weight.budget if is_refresh else weight.nnz)
+        assert weight.active.grad is not None
+        assert weight.in_support is not None
+        return ActiveMatrix(
+            weight=weight.active,
+            grad=weight.active.grad,
+            exp_avg=state["exp_avg"],
+            exp_avg_sq=state["exp_avg_sq"],
+            joined=state["joined"],
+            step=state["step"],
+            in_support=weight.in_support,
+            active_crow=where.crow_indices,
+            active_col=where.col_indices,
+            slots=where.slots if pattern.nnz == weight.nnz else torch.empty_like(pattern.col_indices),
+            pattern=pattern,
+            floor=weight.floor,
+            axis=weight.axis,
+        )
 
     def _step_dense(self, group: dict[str, Any], params: list[Tensor], scale: Tensor) -> None:
         states = [self._state(p) for p in params]
@@ -167,10 +307,80 @@ class SparseAdamW(torch.optim.Optimizer):
             if group["weight_decay"]:
                 torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
 
+    # ---- candidates
+
+    def _is_refresh(self, step: int) -> bool:
+        """Whether candidates are replaced after this step, counted from 1."""
+        return (step - 1) % self.refresh_every == 0
+
+    def _observe(self) -> None:
+        """Have the activity of rows and columns measured where the coming step is a refresh."""
+        for weight in self.sparse_weights:
+            weight.observe_(weight.form == "active" and self._is_refresh(self._steps + 1))
+
+    def _generator(self, weight: SparseWeight) -> torch.Generator:
+        """Depends on the seed, the step and the place of the weight only, so that a resumed run draws the same."""
+        place = next(i for i, w in enumerate(self.sparse_weights) if w is weight)
+        seed = np.random.SeedSequence((self.seed, self._steps, place)).generate_state(1, np.uint64)[0]
+        return torch.Generator(weight.device).manual_seed(int(seed >> np.uint64(1)))
+
+    def _wanted(self, weight: SparseWeight) -> int:
+        """How many candidates a weight should have."""
+        n, k = weight.shape
+        return int(min(self.candidates * weight.nnz, n * k - weight.nnz))
+
+    def _speed(self, state: dict[str, Tensor], beta1: float, group: dict[str, Any]) -> Tensor:
+        """The magnitude of each position's last step, in units of the learning rate."""
+        beta2, step = group["betas"][1], state["step"].to(state["exp_avg"])
+        joined = state.get("joined", torch.zeros_like(step))
+        first = torch.where(joined == 0, 1 - beta1**step, 1.0)
+        root = (state["exp_avg_sq"] / (1 - beta2 ** (step - joined))).sqrt()
+        return state["exp_avg"].abs() / first / (root + group["eps"])
+
+    def _refresh(self, weight: SparseWeight, group: dict[str, Any]) -> None:
+        state, wanted = self._state(weight.active), self._wanted(weight)
+        assert weight.in_support is not None
+        old = (~weight.in_support).nonzero().flatten()
+        if wanted + weight.nnz < weight.shape[0] * weight.shape[1]:
+            speed = self._speed(state, self.candidate_beta1, group)[old]
+            old = old[speed.argsort(descending=True, stable=True)[: wanted - int(REPLACED * wanted)]]
+        kept = torch.cat([weight.active_pattern.slots.long(), old]).sort().values
+        squares = [leaf.grad for leaf in weight.observed or ()] or [None, None]
+        row_norms, col_norms = (  # unless it was measured, all are as active
+            weight.active.new_ones(size) if of is None else of.sqrt()
+            for of, size in zip(squares, weight.shape, strict=True)
+        )
+        taken, count = active_flat(weight)[kept], weight.nnz + wanted - len(kept)
+        new = draw_candidates(weight, row_norms, col_norms, taken, count, self._generator(weight))
+        replace_active_(weight, state, kept, new, self._steps)
+
+    def _to_active(self, weight: SparseWeight, group: dict[str, Any]) -> None:
+        master, state = weight.master, self._state(weight.master)
+        support, wanted = weight.pattern.flat_indices(), self._wanted(weight)
+        speed = self._speed(state, group["betas"][0], group)
+        speed.view(-1)[support] = 0
+        best = flat_indices(*topk_select(speed, wanted - int(REPLACED * wanted)), weight.shape[1])
+        flat = torch.cat([support, best]).unique()  # where nothing moves, `best` may hold parts of the support
+        in_support = torch.isin(flat, support, assume_unique=True)
+        kept_state = {name: state[name].flatten()[flat] for name in ("exp_avg", "exp_avg_sq")}
+        grad = torch.zeros_like(master) if master.grad is None else master.grad
+        row_norms, col_norms = (torch.linalg.vector_norm(grad, dim=dim) for dim in (1, 0))
+        count = len(support) + wanted - len(flat)
+        new = draw_candidates(weight, row_norms, col_norms, flat, count, self._generator(weight))
+        del self.state[master]
+        weight.to_active_()
+        weight.set_active_(*compressed(flat, weight.shape), master.detach().flatten()[flat], in_support)
+        state = self.state[weight.active] = {"step": state["step"], **kept_state}
+        state |= {"joined": torch.zeros_like(weight.active), "norm_weight": torch.ones_like(weight.active)}
+        replace_active_(weight, state, torch.arange(len(flat), device=flat.device), new, self._steps)
+
     def _state(self, p: Tensor) -> dict[str, Tensor]:
         state = self.state[p]
         if not state:
             state["step"] = torch.zeros((), dtype=torch.float32, device=p.device)
             state["exp_avg"] = torch.zeros_like(p)
             state["exp_avg_sq"] = torch.zeros_like(p)
+            if any(w.form == "active" for w in self._sparse([p]).values()):
+                state["joined"] = torch.zeros_like(p)  # the step after which a position became active
+                state["norm_weight"] = torch.ones_like(p)  # see topology.Draws
         return state

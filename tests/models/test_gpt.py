@@ -222,7 +222,7 @@ def test_every_matrix_is_sparse_and_its_neurons_have_floors() -> None:
     assert {name: (w.floor, w.axis) for name, w in weights.items()} == expected
     assert {id(w) for w in model.matrices()} == {id(w) for name, w in weights.items() if "blocks" in name}
     assert {id(w) for w in model.embeddings()} == {id(w) for name, w in weights.items() if "blocks" not in name}
-    assert all(w.is_master and w.nnz == w.shape[0] * w.shape[1] for w in weights.values())
+    assert all(w.form == "master" and w.nnz == w.shape[0] * w.shape[1] for w in weights.values())
 
 
 def test_every_neuron_keeps_its_floor() -> None:
@@ -247,7 +247,7 @@ def test_both_forms_give_the_same_logits() -> None:
     logits = model(ids)
     for weight in model.matrices() + model.embeddings():
         weight.to_sparse_()
-    assert not any(w.is_master for w in model.matrices() + model.embeddings())
+    assert not any(w.form == "master" for w in model.matrices() + model.embeddings())
     assert sum(p.numel() for name, p in model.named_parameters() if name.endswith("values")) == sum(
         int(0.05 * w.shape[0] * w.shape[1]) for w in model.matrices() + model.embeddings()
     )

@@ -48,7 +48,7 @@ def test_values_form_shows_the_matrix() -> None:
     assert [name for name, _ in weight.named_parameters()] == ["values"]
     assert type(weight.values) is nn.Parameter
     assert weight.parameter is weight.values
-    assert not weight.is_master
+    assert weight.form != "master"
     assert (weight.shape, weight.nnz, weight.budget, weight.density) == ((N, K), 13, 13, 13 / (N * K))
     assert (weight.dtype, weight.device.type) == (torch.float32, "cpu")
     assert torch.equal(weight.to_dense(), csr.to_dense())
@@ -63,7 +63,7 @@ def test_master_form_is_the_same_matrix() -> None:
     assert [name for name, _ in weight.named_parameters()] == ["master"]
     assert type(weight.master) is nn.Parameter
     assert weight.parameter is weight.master
-    assert weight.is_master
+    assert weight.form == "master"
     assert torch.equal(weight.master, dense)
     assert torch.equal(weight.values, values)
     assert repr(weight).endswith("form=master)")

@@ -1,0 +1,105 @@
+"""The candidates of sparse mode: positions that may grow into the support of a weight."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..formats import compressed, flat_indices, is_among
+from ..nn.weight import SparseWeight
+
+REPLACED = 0.5  # share of the candidates that a refresh replaces: those with the smallest steps
+UNIFORM = 0.1  # share of the draws that ignore a dimension's activity: an idle neuron may wake up
+UNIFORM_NEURONS = 0.5  # the same for the neurons that a floor protects, of which many are idle
+_OVERDRAWN = 2  # draws per new candidate: some hit what is active already, or each other
+
+
+@dataclass(frozen=True)
+class Draws:
+    """New candidates: their flat indices, ascending, and the root of how many positions each stands for.
+
+    A position of squared gradient g^2 that was drawn with probability p stands for 1 / p like it: summed over all
+    draws, ``(weight * g) ** 2`` estimates without bias what ``g ** 2`` adds up to over all positions not active.
+    """
+
+    flat: Tensor  # (drawn) int64
+    weight: Tensor  # (drawn)
+
+
+def draw_candidates(
+    weight: SparseWeight, row_norms: Tensor, col_norms: Tensor, taken: Tensor, count: int, generator: torch.Generator
+) -> Draws:
+    """At most ``count`` positions outside of ``taken``, drawn in proportion to the products of two norms; all that
+    there are where ``count`` allows.
+
+    The product of the norms of a row's output gradient and of a column's input bounds the gradient of the position
+    between them, and foretells better than one step's gradient which positions will grow.
+
+    Args:
+        weight: tells shape, floor and axis; where there is a floor, half of the neurons are drawn uniformly.
+        row_norms, col_norms: (N) and (K).
+        taken: flat indices, ascending.
+        generator: on the device of the norms.
+    """
+    n, k = weight.shape
+    if len(taken) + count >= n * k:
+        everything = torch.arange(n * k, device=taken.device)
+        missing = everything[~is_among(everything, taken)]
+        return Draws(missing, torch.ones_like(missing, dtype=torch.float64))
+    uniform = [UNIFORM_NEURONS if weight.floor and weight.axis == axis else UNIFORM for axis in (0, 1)]
+    rows = _Distribution(row_norms, uniform[0])
+    cols = _Distribution(col_norms, uniform[1])
+    tries = _OVERDRAWN * count
+    flat, times = (rows.draw(tries, generator) * k + cols.draw(tries, generator)).unique(return_counts=True)
+    new = ~is_among(flat, taken)
+    flat, times = flat[new], times[new].double()
+    found = len(flat)
+    if found > count:
+        chosen = torch.randperm(found, generator=generator, device=flat.device)[:count].sort().values
+        flat, times = flat[chosen], times[chosen] * (found / count)
+    probability = rows.probability[flat.div(k, rounding_mode="floor")] * cols.probability[flat % k]
+    return Draws(flat, (times / (tries * probability)).sqrt())
+
+
+class _Distribution:
+    """In proportion to some norms, for a share of the draws uniform."""
+
+    def __init__(self, norms: Tensor, uniform: float) -> None:
+        norms = norms.double()
+        size, total = len(norms), norms.sum()
+        idle = ~(total > 0)  # also where it is not finite
+        self.probability = torch.where(idle, 1 / size, (1 - uniform) * norms / total + uniform / size)
+        self._ends = self.probability.cumsum(0)
+
+    def draw(self, count: int, generator: torch.Generator) -> Tensor:
+        at = torch.rand(count, dtype=torch.float64, generator=generator, device=self._ends.device) * self._ends[-1]
+        return torch.searchsorted(self._ends, at, right=True).clamp_(max=len(self._ends) - 1)
+
+
+State = dict[str, Tensor]  # what is kept per active position, beside the weight itself: all of its length and dtype
+
+
+def active_flat(weight: SparseWeight) -> Tensor:
+    """(active) int64, ascending: the flat indices of a weight's active positions."""
+    pattern = weight.active_pattern
+    return flat_indices(pattern.crow_indices, pattern.col_indices, weight.shape[1])
+
+
+def replace_active_(weight: SparseWeight, state: State, kept: Tensor, new: Draws, step: int) -> None:
+    """Let ``weight`` have the active positions ``kept`` (indices, ascending) and ``new``, and ``state`` follow.
+
+    ``state`` holds ``exp_avg``, ``exp_avg_sq``, ``joined`` and ``norm_weight`` (see :class:`Draws`): what is kept
+    stands for itself from now on; what is new has no moments and joins after ``step``.
+    """
+    flat, order = torch.cat([active_flat(weight)[kept], new.flat]).sort()
+
+    def merged(old: Tensor, of_new: Tensor | float) -> Tensor:
+        added = of_new if isinstance(of_new, Tensor) else old.new_full((len(new.flat),), of_new)
+        return torch.cat([old[kept], added.to(old.dtype)])[order]
+
+    for name, of_new in (("exp_avg", 0.0), ("exp_avg_sq", 0.0), ("joined", float(step))):
+        state[name] = merged(state[name], of_new)
+    state["norm_weight"] = merged(torch.ones_like(state["norm_weight"]), new.weight)
+    assert weight.in_support is not None
+    in_support = merged(weight.in_support, False)
+    weight.set_active_(*compressed(flat, weight.shape), merged(weight.active.data, 0.0), in_support)

@@ -1,0 +1,159 @@
+"""Everything that decides a training run, and presets from seconds to the published size."""
+
+import json
+from dataclasses import dataclass, fields
+
+from .models import GPTConfig
+from .optim import Anneal
+
+EMBEDDING_REFERENCE_WIDTH = 256  # the published recipe keeps d_model / 256 times the density in embeddings
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Everything that decides a run.
+
+    Attributes:
+        sources: files, folders or globs; empty means the running Python's standard library.
+        vocab_size, d_model, n_layer, d_head, d_mlp, afrac: of the model (see :class:`sparsekern.models.GPTConfig`).
+        bigram: "learned" as published, or "counts": the fixed log-probabilities of a smoothed count bigram, which a
+            short run would spend most of its tokens on.
+        context, batch: tokens per sequence and sequences per step.
+        steps, lr, warmup, weight_decay: of the optimizer; ``lr`` holds at the target density.
+        density: of the matrices at the end; ``embedding_density`` None means the published ``density * d_model / 256``.
+        anneal, anneal_start, anneal_end: shape and window of the density (see :class:`sparsekern.optim.Anneal`).
+        min_alive: nonzeros that every neuron keeps.
+        mode: "exact", the published rule to the end; or "sparse", whose cost grows with the nonzeros (see
+            :class:`sparsekern.optim.SparseAdamW`), from the step that ``switch`` says.
+        switch: "end-of-anneal"; "density", once it is at most ``switch_density``; or "never-dense": sparse from the
+            first step, with random positions at ``start_factor`` times the densities.
+        candidates, refresh_every, candidate_beta1: of sparse mode.
+        eval_every, eval_windows: steps between held-out evaluations, and their size in sequences.
+        save_every: steps between checkpoints.
+        dtype: of the activations: "f32", or on a GPU "bf16" (autocast; weights stay float32).
+    """
+
+    sources: tuple[str, ...] = ()
+    vocab_size: int = 2048
+    d_model: int = 256
+    n_layer: int = 4
+    d_head: int = 16
+    d_mlp: int | None = None
+    afrac: float | None = 0.25
+    bigram: str = "learned"
+    context: int = 256
+    batch: int = 16
+    steps: int = 2000
+    lr: float = 0.1
+    warmup: float = 0.01
+    weight_decay: float = 0.1
+    density: float = 0.02
+    embedding_density: float | None = None
+    anneal: str = "fast"
+    anneal_start: float = 0.0
+    anneal_end: float = 0.5
+    min_alive: int = 4
+    mode: str = "sparse"
+    switch: str = "end-of-anneal"
+    switch_density: float = 0.1
+    start_factor: float = 20.0
+    candidates: float = 1.0
+    refresh_every: int = 60
+    candidate_beta1: float = 0.97
+    seed: int = 0
+    eval_every: int = 100
+    eval_windows: int = 64
+    save_every: int = 200
+    dtype: str = "f32"
+
+    def __post_init__(self) -> None:
+        for name in ("context", "batch", "steps", "eval_every", "eval_windows", "save_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        if not 0 < self.density <= 1:
+            raise ValueError(f"density must be in (0, 1], got {self.density}")
+        if not 0 < self.target_embedding_density <= 1:
+            raise ValueError(f"embedding_density must be in (0, 1], got {self.embedding_density}")
+        if self.min_alive < 0:
+            raise ValueError(f"min_alive must not be negative, got {self.min_alive}")
+        if self.bigram not in ("learned", "counts"):
+            raise ValueError(f"bigram must be learned or counts, got {self.bigram!r}")
+        if self.mode not in ("exact", "sparse"):
+            raise ValueError(f"mode must be exact or sparse, got {self.mode!r}")
+        if self.switch not in ("end-of-anneal", "density", "never-dense"):
+            raise ValueError(f"switch must be end-of-anneal, density or never-dense, got {self.switch!r}")
+        if not self.start_factor >= 1:
+            raise ValueError(f"start_factor must be at least 1, got {self.start_factor}")
+        if self.dtype not in ("f32", "bf16"):
+            raise ValueError(f"dtype must be f32 or bf16, got {self.dtype!r}")
+        self.schedule(self.density), self.model  # these check themselves
+
+    @property
+    def model(self) -> GPTConfig:
+        return GPTConfig(
+            block_size=self.context,
+            vocab_size=self.vocab_size,
+            n_layer=self.n_layer,
+            d_head=self.d_head,
+            d_model=self.d_model,
+            d_mlp=self.d_mlp,
+            afrac=self.afrac,
+            learnable_bigram_table=self.bigram == "learned",
+        )
+
+    @property
+    def is_never_dense(self) -> bool:
+        return self.mode == "sparse" and self.switch == "never-dense"
+
+    def schedule(self, target: float) -> Anneal:
+        """Of the density of matrices whose last one is ``target``."""
+        initial = min(1.0, self.start_factor * target) if self.is_never_dense else 1.0
+        return Anneal(self.anneal, self.anneal_start, self.anneal_end, initial)
+
+    @property
+    def target_embedding_density(self) -> float:
+        if self.embedding_density is not None:
+            return self.embedding_density
+        return min(1.0, self.density * self.d_model / EMBEDDING_REFERENCE_WIDTH)
+
+    @classmethod
+    def from_json(cls, text: str) -> "TrainConfig":
+        """Raises ValueError for what is not the JSON of a configuration."""
+        values = json.loads(text)
+        known = {f.name for f in fields(cls)}
+        if not isinstance(values, dict) or set(values) - known:
+            raise ValueError(f"not a training configuration: unknown {sorted(set(values) - known)}")
+        return cls(**{**values, "sources": tuple(values.get("sources", ()))})
+
+
+# From seconds to the published size (Gao et al. 2025: 8 x 2048, 131,072 tokens a step, 32e9 tokens, one weight in 512).
+PRESETS: dict[str, TrainConfig] = {
+    "smoke": TrainConfig(
+        d_model=64, n_layer=1, context=64, batch=8, steps=20, density=0.1, eval_every=10, eval_windows=8, save_every=10
+    ),
+    "demo": TrainConfig(
+        d_model=640,
+        n_layer=2,
+        bigram="counts",
+        context=64,
+        batch=16,
+        steps=800,
+        lr=0.06,
+        warmup=0.02,
+        embedding_density=0.02,
+        anneal_end=0.4,
+    ),
+    "laptop": TrainConfig(d_model=512, n_layer=8, batch=32, steps=20_000, density=0.01, save_every=500),
+    "paper": TrainConfig(
+        d_model=2048,
+        n_layer=8,
+        batch=512,
+        steps=244_140,
+        lr=1.28e-2,
+        density=1 / 512,
+        anneal="linear",
+        anneal_start=0.01,
+        mode="exact",
+        save_every=1000,
+    ),
+}
