@@ -104,17 +104,7 @@ class Trainer:
         self.model.to(self.device)
         if resume:
             checkpoint.load(folder / LAST, self.model)
-        is_sparse = any(w.form == "active" for w in self.sparse_weights) or config.is_never_dense
-        self.optimizer = SparseAdamW(
-            param_groups(self.model),
-            lr=config.lr,
-            mode="sparse" if is_sparse else "exact",
-            weight_decay=config.weight_decay,
-            candidates=config.candidates,
-            refresh_every=config.refresh_every,
-            candidate_beta1=config.candidate_beta1,
-            seed=config.seed,
-        )
+        self.optimizer = self._build_optimizer()
         self._taken: list[_Taken] = []  # since numbers were last read
         self._started = 0.0  # when the first of them was
         self.saved = -1  # the step of the last checkpoint
@@ -156,6 +146,20 @@ class Trainer:
         if config.bigram == "counts":
             count_bigrams_(model, self.corpus.train)
         return model
+
+    def _build_optimizer(self, kind: type[SparseAdamW] = SparseAdamW) -> SparseAdamW:
+        config = self.config
+        is_sparse = any(w.form == "active" for w in self.sparse_weights) or config.is_never_dense
+        return kind(
+            param_groups(self.model),
+            lr=config.lr,
+            mode="sparse" if is_sparse else "exact",
+            weight_decay=config.weight_decay,
+            candidates=config.candidates,
+            refresh_every=config.refresh_every,
+            candidate_beta1=config.candidate_beta1,
+            seed=config.seed,
+        )
 
     # ---- the loop
 

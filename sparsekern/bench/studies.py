@@ -1,0 +1,147 @@
+"""Whole training runs to be compared: which settings, which methods, and how one of them is run."""
+
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .. import checkpoint
+from ..optim import SparseAdamW
+from ..recipe import TrainConfig
+from ..train import LAST, Trainer
+from . import rivals
+
+# Small transformers on the standard library, trained long enough for rules to differ; AbsTopK and floors as published.
+_COMMON = TrainConfig(
+    vocab_size=512,
+    n_layer=2,
+    bigram="counts",
+    context=64,
+    batch=16,
+    steps=1000,
+    warmup=0.02,
+    anneal_end=0.3,
+    min_alive=2,
+    eval_windows=512,
+    eval_every=100_000,
+    save_every=100_000,
+)
+SETTINGS: Mapping[str, TrainConfig] = {
+    "256 wide, 2 %": replace(_COMMON, d_model=256, density=0.02, lr=0.06),
+    "256 wide, 1 %": replace(_COMMON, d_model=256, density=0.01, lr=0.06),
+    "512 wide, 0.5 %": replace(_COMMON, d_model=512, density=0.005, lr=0.12),
+}
+
+
+@dataclass(frozen=True)
+class Method:
+    """How a run differs from exact mode.
+
+    Attributes:
+        changes: to the configuration.
+        optimizer: its class, and attributes of it.
+        branches_at: go on from the exact run of the same setting and seed: at the "end-of-anneal" or a "density".
+    """
+
+    changes: Mapping[str, Any]
+    optimizer: type[SparseAdamW] = SparseAdamW
+    attributes: Mapping[str, Any] | None = None
+    branches_at: str | None = None
+
+
+def _sparse(optimizer: type[SparseAdamW] = SparseAdamW, **changes: Any) -> Method:
+    attributes = changes.pop("attributes", None)
+    return Method({"mode": "sparse", **changes}, optimizer, attributes, changes.get("switch", "end-of-anneal"))
+
+
+METHODS: Mapping[str, Method] = {
+    "exact": Method({"mode": "exact"}),
+    "exact, linear anneal": Method({"mode": "exact", "anneal": "linear"}),
+    "sparse": _sparse(),
+    "sparse from 10 %": _sparse(switch="density"),
+    "sparse, never dense": Method({"mode": "sparse", "switch": "never-dense"}),
+    "frozen mask": _sparse(rivals.FrozenAdamW),
+    **{
+        f"{name} {fraction} every {every}": _sparse(
+            kind, attributes={"fraction": fraction, "update_every": every, "candidates": 0.0}
+        )
+        for name, kind in (("SET", rivals.SetAdamW), ("RigL", rivals.RigLAdamW))
+        for fraction, every in ((0.1, 25), (0.02, 25), (0.02, 100))
+    },
+    "true norm": _sparse(rivals.OracleAdamW),
+    "sketch": _sparse(rivals.SketchAdamW),
+    "sketch every 10": _sparse(rivals.SparseSketchAdamW),
+    "sketch, averaged": _sparse(rivals.SmoothSketchAdamW),
+    "norm of the active": _sparse(rivals.SupportNormAdamW),
+}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    held_out: float
+    train: float
+    seconds: float
+    steps_taken: int
+
+
+class _StudyTrainer(Trainer):
+    method = METHODS["exact"]
+
+    def _build_optimizer(self, kind: type[SparseAdamW] = SparseAdamW) -> SparseAdamW:
+        optimizer = super()._build_optimizer(self.method.optimizer)
+        for name, value in {"model": self.model, "steps": self.config.steps, **(self.method.attributes or {})}.items():
+            setattr(optimizer, name, value)
+        return optimizer
+
+
+def branch_step(config: TrainConfig, at: str) -> int:
+    """Steps done when the exact run is to be left: the next one switches."""
+    threshold = config.density if at == "end-of-anneal" else config.switch_density
+    schedule = config.schedule(config.density)
+    return next(t for t in range(config.steps) if schedule.density(t, config.steps, config.density) <= threshold)
+
+
+def run(config: TrainConfig, method: Method, scratch: Path, trunk: Path) -> Outcome:
+    """One run in the folder ``scratch``. The exact run of a setting and seed leaves checkpoints in ``trunk``; methods
+    that branch off find them there."""
+    config = replace(config, **method.changes)
+    kind = type("_Trainer", (_StudyTrainer,), {"method": method})
+    shutil.rmtree(scratch, ignore_errors=True)
+    if method.branches_at is None:
+        trainer = kind(config, scratch)
+    else:
+        _branch(config, trunk / f"{method.branches_at}.safetensors", trunk, scratch)
+        trainer = kind.resume(scratch)
+    leaves = {branch_step(config, at): at for at in ("end-of-anneal", "density")} if method is METHODS["exact"] else {}
+    first, started = trainer.step, time.perf_counter()
+    losses, held_out = [], float("nan")
+    for step in trainer.run():
+        losses.append(step.loss)
+        held_out = step.held_out if step.held_out is not None else held_out
+        if step.step in leaves:
+            trunk.mkdir(parents=True, exist_ok=True)
+            trainer.save()
+            shutil.copyfile(scratch / LAST, trunk / f"{leaves[step.step]}.safetensors")
+    seconds = time.perf_counter() - started
+    shutil.rmtree(scratch)
+    return Outcome(held_out, sum(losses[-100:]) / len(losses[-100:]), seconds, trainer.step - first)
+
+
+def _branch(config: TrainConfig, source: Path, trunk: Path, scratch: Path) -> None:
+    """Make ``scratch`` a run folder that stands where ``source`` was saved, but of ``config``."""
+    import json
+
+    scratch.mkdir(parents=True)
+    shutil.copyfile(source, scratch / LAST)
+    text = json.dumps(asdict(config))
+    checkpoint.write_atomically(scratch / "config.json", lambda to: to.write_text(text))
+    (scratch / "metrics.jsonl").write_text("")
+
+
+def one_thread() -> None:
+    """Runs share the cores by running side by side."""
+    torch.set_num_threads(1)
