@@ -1,4 +1,4 @@
-"""Studies of training: whole runs on the CPU, one row per run in results/training_cpu.csv; a re-run skips finished ones.
+"""Studies of training: whole runs on the CPU, one row per run in results/training_cpu.csv; a re-run skips these.
 
     python benchmarks/training.py tune | parity | norm [--workers 2] [--seeds 0 1 2] [--settings "256 wide, 2 %" ...]
 
@@ -123,10 +123,7 @@ def main() -> None:
     for _ in workers:
         for row in iter(rows.get, None):
             append(row)
-            print(
-                {k: row[k] for k in ("setting", "method", "seed", "lr", "anneal_end", "held_out", "seconds")},
-                flush=True,
-            )
+            print(*(f"{name}={row[name]}" for name in FIELDS), flush=True)
 
 
 if __name__ == "__main__":

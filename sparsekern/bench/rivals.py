@@ -157,7 +157,7 @@ class SetAdamW(FrozenAdamW):
         """``kept``, and of each neuron that this would leave below its floor, all that it had."""
         if not weight.floor or weight.axis is None:
             return kept
-        n, k = weight.shape
+        k = weight.shape[1]
         flat = active_flat(weight)
         neuron = flat.div(k, rounding_mode="floor") if weight.axis == 0 else flat % k
         counts = torch.bincount(neuron[kept], minlength=weight.shape[weight.axis])

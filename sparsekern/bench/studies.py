@@ -1,5 +1,6 @@
 """Whole training runs to be compared: which settings, which methods, and how one of them is run."""
 
+import json
 import shutil
 import time
 from collections.abc import Mapping
@@ -12,7 +13,7 @@ import torch
 from .. import checkpoint
 from ..optim import SparseAdamW
 from ..recipe import TrainConfig
-from ..train import LAST, Trainer
+from ..train import CONFIG, LAST, METRICS, Trainer
 from . import rivals
 
 # Small transformers on the standard library, trained long enough for rules to differ; AbsTopK and floors as published.
@@ -109,13 +110,17 @@ def run(config: TrainConfig, method: Method, scratch: Path, trunk: Path) -> Outc
     """One run in the folder ``scratch``. The exact run of a setting and seed leaves checkpoints in ``trunk``; methods
     that branch off find them there."""
     config = replace(config, **method.changes)
-    kind = type("_Trainer", (_StudyTrainer,), {"method": method})
+
+    class _Trainer(_StudyTrainer):
+        pass
+
+    _Trainer.method = method
     shutil.rmtree(scratch, ignore_errors=True)
     if method.branches_at is None:
-        trainer = kind(config, scratch)
+        trainer: Trainer = _Trainer(config, scratch)
     else:
-        _branch(config, trunk / f"{method.branches_at}.safetensors", trunk, scratch)
-        trainer = kind.resume(scratch)
+        _branch(config, trunk / f"{method.branches_at}.safetensors", scratch)
+        trainer = _Trainer.resume(scratch)
     leaves = {branch_step(config, at): at for at in ("end-of-anneal", "density")} if method is METHODS["exact"] else {}
     first, started = trainer.step, time.perf_counter()
     losses, held_out = [], float("nan")
@@ -131,15 +136,13 @@ def run(config: TrainConfig, method: Method, scratch: Path, trunk: Path) -> Outc
     return Outcome(held_out, sum(losses[-100:]) / len(losses[-100:]), seconds, trainer.step - first)
 
 
-def _branch(config: TrainConfig, source: Path, trunk: Path, scratch: Path) -> None:
+def _branch(config: TrainConfig, source: Path, scratch: Path) -> None:
     """Make ``scratch`` a run folder that stands where ``source`` was saved, but of ``config``."""
-    import json
-
     scratch.mkdir(parents=True)
     shutil.copyfile(source, scratch / LAST)
     text = json.dumps(asdict(config))
-    checkpoint.write_atomically(scratch / "config.json", lambda to: to.write_text(text))
-    (scratch / "metrics.jsonl").write_text("")
+    checkpoint.write_atomically(scratch / CONFIG, lambda to: to.write_text(text))
+    (scratch / METRICS).write_text("")
 
 
 def one_thread() -> None:
