@@ -267,8 +267,7 @@ class SparseWeight(nn.Module):
         self.active_crow_indices, self.active_col_indices = crow, col
         self.in_support = in_support
         self.slots = in_support.nonzero().flatten().to(col.dtype)
-        self.active.data = active
-        self.active.grad = None
+        _replace_data(self.active, active)
 
     def _set_parameter(self, form: str, data: Tensor) -> None:
         """Replace the Parameter by one of another form."""
@@ -319,8 +318,7 @@ class SparseWeight(nn.Module):
             length = saved[form].shape if master is not None else (len(saved[form]),)
             self._set_parameter(form, torch.zeros(length, dtype=self.dtype, device=self.device))
         elif self.parameter.shape != saved[form].shape:
-            self.parameter.data = self.parameter.data.new_zeros(saved[form].shape)
-            self.parameter.grad = None
+            _replace_data(self.parameter, self.parameter.data.new_zeros(saved[form].shape))
         indices = (support.crow_indices, support.col_indices)
         self._set_pattern(*(t.to(self.device, copy=True) for t in indices))
         self.budget = support.nnz
@@ -328,6 +326,15 @@ class SparseWeight(nn.Module):
             where = (active.crow_indices, active.col_indices, in_support)
             crow, col, in_support = (t.to(self.device, copy=True) for t in where)
             self.set_active_(crow, col, self.active.data, in_support)
+
+
+def _replace_data(parameter: nn.Parameter, data: Tensor) -> None:
+    """Let the Parameter have another length."""
+    parameter.grad = None
+    # another dtype in between makes autograd forget the node that accumulates gradients, which knows the old length and
+    # lives on with any graph (a loss, say) that is still held
+    parameter.data = data.new_empty(0, dtype=torch.float16)
+    parameter.data = data
 
 
 def _flags(active: CSR, support: CSR) -> Tensor:

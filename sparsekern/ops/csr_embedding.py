@@ -20,7 +20,7 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    return None, _backward_raw(grad, *ctx.saved_tensors), None, None, None
+    return None, csr_embedding_backward_raw(grad, *ctx.saved_tensors), None, None, None
 
 
 def _backward_fake(grad: Tensor, ids: Tensor, crow: Tensor, col: Tensor) -> Tensor:
@@ -44,7 +44,7 @@ _forward_raw = define(
     setup_context=_setup,
     backward=_backward,
 )
-_backward_raw = define(
+csr_embedding_backward_raw = define(
     "csr_embedding_backward(Tensor grad, Tensor ids, Tensor crow, Tensor col) -> Tensor",
     fake=_backward_fake,
     setup_context=_backward_setup,

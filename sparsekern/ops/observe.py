@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ._define import define
+from .csr_embedding import csr_embedding_backward_raw
 from .csr_linear import value_dtype
 from .reference import as_matrix
 
@@ -24,17 +25,22 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.features = x_squares.shape[0]
 
 
-def _square_sums(x: Tensor, features: int) -> Tensor:
-    """(features): the sum of squares of each feature over the tokens; integers stand for one-hot features."""
-    if not x.is_floating_point():
-        return torch.bincount(x.flatten(), minlength=features)
+def _square_sums(x: Tensor) -> Tensor:
+    """(D): the sum of squares of each feature over the tokens."""
     return torch.linalg.vector_norm(as_matrix(x), dim=0, dtype=value_dtype(x.dtype)).square()
+
+
+def _square_sums_of_ids(ids: Tensor, dy: Tensor, rows: int) -> Tensor:
+    """(rows): the sum over the tokens with an id of their squared norms, in the order of the tokens."""
+    squares = torch.linalg.vector_norm(dy, dim=-1, keepdim=True, dtype=value_dtype(dy.dtype)).square()
+    crow = torch.arange(rows + 1, dtype=torch.int32, device=ids.device)  # of a table with one column
+    return csr_embedding_backward_raw(squares, ids, crow, torch.zeros_like(crow[1:]))
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     (x,) = ctx.saved_tensors
-    dtype = value_dtype(grad.dtype)
-    return grad, None, _square_sums(grad, grad.shape[-1]).to(dtype), _square_sums(x, ctx.features).to(dtype)
+    of_x = _square_sums(x) if x.is_floating_point() else _square_sums_of_ids(x, grad, ctx.features)
+    return grad, None, _square_sums(grad), of_x.to(value_dtype(grad.dtype))
 
 
 _raw = define(
@@ -54,7 +60,7 @@ def observe(y: Tensor, x: Tensor, dy_squares: Tensor, x_squares: Tensor) -> Tens
 
     Args:
         y: (..., N).
-        x: (..., K), or (...) int64: indices, which stand for one-hot vectors.
+        x: (..., K), or (...) int64: indices, each of which is as active as the gradient of its ``y`` is large.
         dy_squares: (N) leaf tensor; its content does not matter.
         x_squares: (K) leaf tensor; its content does not matter.
     """

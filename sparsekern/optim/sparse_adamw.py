@@ -192,6 +192,10 @@ class SparseAdamW(torch.optim.Optimizer):
         super().load_state_dict(state_dict)
         self.prepare()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and pickles: torch's own would leave out what is not in every optimizer."""
+        return self.__dict__ | super().__getstate__()
+
     def zero_grad(self, set_to_none: bool = True) -> None:
         super().zero_grad(set_to_none)
         for weight in self.sparse_weights:
