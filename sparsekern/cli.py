@@ -19,6 +19,7 @@ from . import build_info, gpu_backend, keep_freed_memory
 from .checkpoint import CheckpointError
 from .data import END_OF_TEXT, load_tokenizer
 from .device import find_device
+from .optim.parallel import gradient_bytes, world_size
 from .recipe import PRESETS, TrainConfig
 from .train import TOKENIZER, Step, Trainer, TrainingError, load_model
 
@@ -45,6 +46,10 @@ def train(
     context: Annotated[int | None, typer.Option(help="Tokens per sequence.")] = None,
     batch: Annotated[int | None, typer.Option(help="Sequences per step.")] = None,
     min_alive: Annotated[int | None, typer.Option(help="Nonzeros that every neuron keeps.")] = None,
+    mode: Annotated[str | None, typer.Option(help="sparse, or exact: with dense weight gradients to the end.")] = None,
+    switch: Annotated[
+        str | None, typer.Option(help="Sparse mode begins at: end-of-anneal, density (10 %) or never-dense.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of weights and data.")] = None,
     dtype: Annotated[str | None, typer.Option(help="Of the activations: f32, or on a GPU bf16.")] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
@@ -77,6 +82,7 @@ _OVERRIDES = {f.name for f in dataclasses.fields(TrainConfig)} - {"sources"}
 def train_with_progress(trainer: Trainer) -> None:
     """Run a trainer to its end under a progress bar; the first Ctrl-C saves and ends, a second one kills."""
     total = sum(w.shape[0] * w.shape[1] for w in trainer.sparse_weights)
+    console.quiet = not trainer.is_first
     console.print(
         f"{trainer.folder}: {total:,} weights, {len(trainer.corpus.train):,} training and "
         f"{len(trainer.corpus.held_out):,} held-out tokens from {trainer.corpus.documents:,} files",
@@ -105,6 +111,10 @@ def train_with_progress(trainer: Trainer) -> None:
         console.print(f"Stopped at step {trainer.step}; saved. Go on with: {go_on}", markup=False, soft_wrap=True)
     else:
         text = f"Best held-out loss {trainer.best:.4f} nats per token; everything is in {trainer.folder}"
+        console.print(text, markup=False)
+    if world_size() > 1:
+        sent, dense = gradient_bytes(trainer.sparse_weights), 4 * total
+        text = f"Gradients of sparse weights that each process sent in the last step: {sent:,} bytes (dense: {dense:,})"
         console.print(text, markup=False)
 
 
@@ -184,11 +194,11 @@ def _show_warning(message: Warning | str, *_: Any) -> None:
     errors.print(f"warning: {message}", markup=False)
 
 
-def main() -> None:
-    """Entry point: errors that a user can mend become one line."""
+def main(*command: str) -> None:
+    """Entry point: errors that a user can mend become one line. ``command`` comes before the arguments given."""
     warnings.showwarning = _show_warning  # type: ignore[assignment]
     try:
-        app()
+        app([*command, *sys.argv[1:]])
     except (ValueError, OSError, TrainingError, CheckpointError, torch.OutOfMemoryError) as error:
         errors.print(f"sparsekern: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         sys.exit(2)

@@ -7,6 +7,7 @@ and ``tokenizer.json``.
 
 import json
 import math
+import os
 import shutil
 import time
 import warnings
@@ -19,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from . import checkpoint
+from . import checkpoint, distributed
 from ._native import cpu_isa
 from .data import Corpus, bigram_probabilities, held_out_batches, load_corpus, sample_batch
 from .device import find_device, repeatable
@@ -90,14 +91,21 @@ class Trainer:
     def __init__(self, config: TrainConfig, folder: Path, *, resume: bool = False, device: str = "cpu") -> None:
         self.config = config
         self.folder = folder
-        self.device = find_device(device)
+        self.device = find_device(distributed.local_device(device))
+        distributed.start(self.device)
+        self.is_first = distributed.rank() == 0  # of the processes that train together: the one that writes
         self.steps_per_read = STEPS_PER_READ[self.device.type]
         if config.dtype != "f32" and self.device.type == "cpu":
             raise TrainingError(f"dtype {config.dtype} needs a GPU (--device cuda): the CPU kernels compute in float32")
         if not resume and (folder / LAST).exists():
             raise TrainingError(f"{folder} already holds a run: resume it, or choose another folder")
-        self.corpus: Corpus = load_corpus(config.sources or None, vocab_size=config.vocab_size)
+        with distributed.first_goes_first():
+            self.corpus: Corpus = load_corpus(config.sources or None, vocab_size=config.vocab_size)
         self._check_corpus()
+        if config.batch % distributed.world_size():
+            raise ValueError(
+                f"batch must be a multiple of the {distributed.world_size()} processes, got {config.batch}"
+            )
         self.step = 0  # steps done
         self.model = self._build_model(resume)
         self._check_floor()
@@ -105,6 +113,7 @@ class Trainer:
         if resume:
             checkpoint.load(folder / LAST, self.model)
         self.optimizer = self._build_optimizer()
+        self._loss = distributed.parallel_loss(self.model)
         self._taken: list[_Taken] = []  # since numbers were last read
         self._started = 0.0  # when the first of them was
         self.saved = -1  # the step of the last checkpoint
@@ -113,7 +122,7 @@ class Trainer:
         folder.mkdir(parents=True, exist_ok=True)
         if resume:
             self._restore()
-        else:
+        elif self.is_first:
             text = json.dumps(asdict(config), indent=2)
             checkpoint.write_atomically(folder / CONFIG, lambda to: to.write_text(text + "\n"))
             shutil.copyfile(self.corpus.folder / TOKENIZER, folder / TOKENIZER)
@@ -170,8 +179,8 @@ class Trainer:
             TrainingError: a tensor is no longer finite; the checkpoint before it is kept.
             CheckpointError: a checkpoint could not be written; the one before it is kept.
         """
-        with open(self.folder / METRICS, "a", buffering=1) as metrics:
-            while self.step < self.config.steps and not self.stop_requested:
+        with open(self.folder / METRICS if self.is_first else os.devnull, "a", buffering=1) as metrics:
+            while self.step < self.config.steps and not distributed.anyone(self.stop_requested, self.device):
                 self._train_step()
                 if self._is_time_to_read():
                     yield from self._report(metrics)
@@ -188,10 +197,11 @@ class Trainer:
         batch = sample_batch(
             self.corpus.train, batch=config.batch, context=config.context, seed=config.seed, step=self.step
         )
-        ids, targets = self._to_device(*batch)
+        share = slice(distributed.rank(), None, distributed.world_size())
+        ids, targets = self._to_device(*(t[share] for t in batch))
         with repeatable(self.device):
             with self._autocast():
-                loss = self.model.loss(ids, targets)
+                loss = self._loss(ids, targets)
             self._require_finite(loss, ids)
             self.optimizer.zero_grad()
             loss.backward()
@@ -203,8 +213,8 @@ class Trainer:
         if self._is_time_to_switch(density):
             self.optimizer.to_sparse_()
         nnz = sum(w.nnz for w in self.sparse_weights)
-        gradient_rms = self.optimizer.gradient_rms
-        self._taken.append(_Taken(self.step, loss.detach(), gradient_rms, lr, self._density(), nnz))
+        taken = distributed.mean(loss.detach()), self.optimizer.gradient_rms
+        self._taken.append(_Taken(self.step, *taken, lr, self._density(), nnz))
 
     def _is_time_to_switch(self, density: float) -> bool:
         config = self.config
@@ -228,7 +238,7 @@ class Trainer:
     def _report(self, metrics: TextIO) -> list[Step]:
         """Log and return the steps since the last time; evaluate and save where it is time for that."""
         steps = self._read()
-        if self.step % self.config.eval_every == 0 or self.step == self.config.steps:
+        if self.is_first and (self.step % self.config.eval_every == 0 or self.step == self.config.steps):
             steps[-1] = replace(steps[-1], held_out=self.evaluate())
             self._keep_best(steps[-1])
         metrics.writelines(json.dumps(asdict(step)) + "\n" for step in steps)
@@ -355,9 +365,11 @@ class Trainer:
 
     def save(self) -> None:
         """Write the last checkpoint, and draw the loss curve."""
+        self.saved = self.step
+        if not self.is_first:
+            return
         checkpoint.save(self.folder / LAST, self.model, self.optimizer, self._meta())
         plot_losses(self.folder)
-        self.saved = self.step
 
     def _restore(self) -> None:
         meta = checkpoint.load_optimizer(self.folder / LAST, self.model, self.optimizer)
@@ -373,6 +385,8 @@ class Trainer:
                 )
         self.step = meta["step"]
         self.best = float("inf") if meta["best"] is None else meta["best"]
+        if not self.is_first:
+            return
         done = [line for line in read_metrics(self.folder) if line["step"] <= self.step]
         text = "".join(json.dumps(line) + "\n" for line in done)
         checkpoint.write_atomically(self.folder / METRICS, lambda to: to.write_text(text))
@@ -460,3 +474,9 @@ def load_model(folder: Path, device: str | torch.device = "cpu") -> GPT:
     model = GPT(GPTConfig(**meta["model"]), density=0.0)
     checkpoint.load(path, model)
     return model.to(device).eval()
+
+
+if __name__ == "__main__":  # torchrun --nproc_per_node=2 -m sparsekern.train ...: as `sparsekern train ...`
+    from .cli import main
+
+    main("train")

@@ -14,6 +14,7 @@ from ..nn.weight import SparseWeight
 from ..ops.adamw_project import adamw_project_
 from ..ops.adamw_select import ActiveMatrix, adamw_select_
 from ..ops.topk_project import topk_select
+from .parallel import average_gradients_, require_equal, world_size
 from .topology import REPLACED, active_flat, draw_candidates, replace_active_
 
 _RMS_EPS = 1e-5  # keeps the normalisation finite when all gradients vanish
@@ -26,13 +27,13 @@ def param_groups(model: nn.Module) -> list[dict[str, Any]]:
     is such a method, names (qualified).
     """
     spared: set[str] = set(model.no_weight_decay()) if hasattr(model, "no_weight_decay") else set()  # type: ignore[operator]
-    weights = [m for m in model.modules() if isinstance(m, SparseWeight)]
-    owned = {id(w.parameter) for w in weights}
+    weights = {name: m for name, m in model.named_modules() if isinstance(m, SparseWeight)}
+    owned = {id(w.parameter) for w in weights.values()}
     rest = [(name, p) for name, p in model.named_parameters() if id(p) not in owned]
     decayed = [p for name, p in rest if p.dim() > 1 and name not in spared]
     undecayed = [p for name, p in rest if p.dim() <= 1 or name in spared]
     groups: list[dict[str, Any]] = [
-        {"params": [w.parameter for w in weights], "sparse_weights": weights},
+        {"params": [w.parameter for w in weights.values()], "sparse_weights": weights},
         {"params": decayed},
         {"params": undecayed, "weight_decay": 0.0},
     ]
@@ -112,21 +113,25 @@ class SparseAdamW(torch.optim.Optimizer):
         self.refresh_every = refresh_every
         self.candidate_beta1 = candidate_beta1
         self.seed = seed
-        self.sparse_weights: list[SparseWeight] = []
+        self.named_weights: dict[str, SparseWeight] = {}
         groups = []
         for group in params:
             if not isinstance(group, dict):
                 raise ValueError("params must be the groups that sparsekern.optim.param_groups(model) returns")
             group = dict(group)
-            weights = group.pop("sparse_weights", [])
+            weights = group.pop("sparse_weights", {})
             if weights:
-                formed = [w.to_master_() if mode == "exact" else w.to_active_() for w in weights]
+                formed = [w.to_master_() if mode == "exact" else w.to_active_() for w in weights.values()]
                 group["params"] = [w.parameter for w in formed]
-                self.sparse_weights += weights
+                self.named_weights |= weights
             groups.append(group)
         super().__init__(groups, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
         self.gradient_rms = torch.zeros(())
         self.prepare()
+
+    @property
+    def sparse_weights(self) -> list[SparseWeight]:
+        return list(self.named_weights.values())
 
     @property
     def mode(self) -> str:
@@ -138,13 +143,15 @@ class SparseAdamW(torch.optim.Optimizer):
         """One step; gradients are left as they are, but for weights whose number of active positions changes.
 
         Raises:
-            RuntimeError: the gradient is not finite, or a sparse weight holds NaN; on a GPU it is the reader of
-                ``gradient_rms`` or ``ops.check_status`` who finds out, and nothing waits.
+            RuntimeError: the gradient is not finite, or a sparse weight holds NaN (on a GPU it is the reader of
+                ``gradient_rms`` or ``ops.check_status`` who finds out, and nothing waits); or processes have diverged.
         """
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        if world_size() > 1:
+            average_gradients_(self.sparse_weights)
         self.gradient_rms = self._gradient_rms()
         if self.gradient_rms.device.type == "cpu" and not torch.isfinite(self.gradient_rms):
             raise RuntimeError(f"SparseAdamW: the gradient is not finite (root mean square {self.gradient_rms})")
@@ -164,6 +171,8 @@ class SparseAdamW(torch.optim.Optimizer):
                 for weight in self._sparse(group["params"]).values():
                     if weight.form == "active":
                         self._refresh(weight, group)
+            if world_size() > 1:
+                require_equal(self.named_weights)
         self._observe()
         return loss
 

@@ -90,7 +90,7 @@ def state(module: nn.Module) -> dict[str, list[Any]]:
 def test_groups_hold_every_parameter_once() -> None:
     model = tied()
     sparse, decayed, undecayed = param_groups(model)
-    assert sparse["sparse_weights"] == [model.embed.weight]
+    assert sparse["sparse_weights"] == {"embed.weight": model.embed.weight}
     assert [id(p) for p in sparse["params"]] == [id(model.embed.weight.values)]
     assert [id(p) for p in decayed["params"]] == [id(model.hidden.weight)]
     spared = {id(p) for p in (model.hidden.bias, model.norm.weight, model.norm.bias, model.table)}
