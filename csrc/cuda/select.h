@@ -1,5 +1,5 @@
-// Selection of exactly k entries of several matrices at once by the rule of sparsekern/topk_project.h, for topk_project
-// and adamw_project.
+// Selection of exactly k entries of several matrices at once by the rule of sparsekern/topk_project.h, for
+// topk_project, adamw_project and adamw_select.
 //
 // The magnitude of the last entry kept, the cut, is found digit by digit in histograms of the magnitude bits; it stays
 // in device memory, so that nothing waits. In bytes per parameter (float32):
