@@ -36,7 +36,7 @@ def raw_outcomes(dtype: torch.dtype) -> Iterator[Tensor]:
         for op, arguments in calls(Draw(dtype)):
             with torch.no_grad():
                 results = op(*arguments)
-            changed = [a for a in arguments if isinstance(a, list)] if name == "adamw_project_" else []
+            changed = [a for a in arguments if isinstance(a, list)] if name.startswith("adamw_") else []
             for group in [results if isinstance(results, tuple) else (results,), *changed]:
                 yield from (t.detach() for t in group if isinstance(t, Tensor))
 
