@@ -43,7 +43,7 @@ def raw_outcomes(dtype: torch.dtype) -> Iterator[Tensor]:
 
 def assert_same(actual: Tensor, expected: Tensor, what: str) -> None:
     tolerance = 2e-2 if actual.dtype in GPU_DTYPES else 1e-4
-    scale = float(expected.abs().max()) if expected.numel() else 0.0
+    scale = float(expected.double().abs().max()) if expected.numel() else 0.0
     difference = actual.double().cpu() - expected.double()
     assert actual.shape == expected.shape, what
     assert (difference.abs() <= tolerance * (1 + scale)).all(), f"{what}: off by {float(difference.abs().max()):.2e}"
