@@ -125,6 +125,8 @@ struct StepActive {
   }
 };
 
+static_assert(sizeof(Work) + sizeof(SelectTable) + sizeof(StepActive<double>) <= 4 << 10, "see kTable");
+
 // ---- the floor
 
 // A matrix with a floor; the entries of neuron n are order[ends[n]] to order[ends[n + 1] - 1], or without an order
