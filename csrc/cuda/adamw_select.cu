@@ -62,8 +62,8 @@ struct StepActive {
   };
 
   struct Load {
-    Scalars s;
-    AdamTensors t;
+    const Scalars& s;  // in shared memory: registers are few
+    const AdamTensors& t;
     T* scores;
     const T* corrections;
     int64_t ages;
