@@ -27,6 +27,7 @@ MOST_STATIC_SHARED = 48 << 10
 STREAMING = {
     "abs_topk": ("keep_topk", "mask_entries"),
     "adamw_project": ("count_first_digit",),
+    "adamw_select": ("count_first_digit", "settle_weights"),
     "csr_linear": ("tile_kernel",),
     "csr_sddmm": ("tile_kernel",),
     "floor": ("reserve_rows",),

@@ -8,8 +8,11 @@ from typing import Any
 import pytest
 import torch
 from backends import GPU_DTYPES
+from emulator import COMPOSITES
 from opcases import BUDGETS, CASES, RAW_CALLS, ROWS, Budget, Draw, OpCase, Rows, Shape, raw
 from test_adamw_project import check_steps
+from test_adamw_select import CASES as ACTIVE
+from test_adamw_select import check_steps as check_select_steps
 from test_bad_input import BAD_INPUTS
 from test_ops import (
     INF,
@@ -141,7 +144,7 @@ def test_raw_ops_agree_with_their_shape_functions(name: str) -> None:
 
 def test_every_raw_op_is_implemented() -> None:
     raw_ops = {op.name().partition("::")[2] for calls in RAW_CALLS.values() for op, _ in calls(Draw())}
-    assert set(IMPLEMENTATIONS) == set(TRITON_OPS) == raw_ops - {"csr_linear_dense_grad", "csr_validate"}
+    assert set(IMPLEMENTATIONS) == set(TRITON_OPS) == raw_ops - {"csr_validate", *COMPOSITES}
 
 
 @pytest.mark.parametrize("layout", [transposed, strided])
@@ -333,6 +336,12 @@ def test_project_reports_nan() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["f32", "f64"])
 def test_adamw_project(dtype: torch.dtype) -> None:
     check_steps((*BUDGETS[1:6], *SMALLER_BUDGETS[1:]), dtype, 2, torch.int64 if dtype == torch.float64 else torch.int32)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["f32", "f64"])
+def test_adamw_select(dtype: torch.dtype) -> None:
+    quick = tuple(case for case in ACTIVE if case.active <= 9000)
+    check_select_steps(quick, dtype, 2, torch.int64 if dtype == torch.float64 else torch.int32)
 
 
 def test_project_keeps_nan() -> None:

@@ -4,15 +4,13 @@
 // selection 12, 4 more with a floor; the patterns cost only their nonzeros. A fused AdamW alone moves 28.
 #include "sparsekern/adamw_project.h"
 
+#include "adam.h"
 #include "select.h"
 #include "transpose.h"
 
 namespace sk {
 namespace cuda {
 namespace {
-
-__device__ __forceinline__ float root(float v) { return sqrtf(v); }
-__device__ __forceinline__ double root(double v) { return sqrt(v); }
 
 // The tensors beside the weight.
 struct AdamwTensors {
@@ -49,12 +47,9 @@ struct StepWeights {
       Vector<T> w = load_some(weight + at, left), m = load_some(exp_avg + at, left),
                 v = load_some(exp_avg_sq + at, left);
 #pragma unroll
-      for (int e = 0; e < Vector<T>::kSize; ++e) {
-        const T scaled = g.at[e] * s.grad_scale;
-        m.at[e] = s.beta1 * m.at[e] + s.rest1 * scaled;
-        v.at[e] = s.beta2 * v.at[e] + s.rest2 * scaled * scaled;
-        w.at[e] -= s.step_size * m.at[e] / (root(v.at[e]) * s.root_correction + s.eps);
-      }
+      for (int e = 0; e < Vector<T>::kSize; ++e)
+        adam_update(w.at[e], g.at[e] * s.grad_scale, m.at[e], v.at[e], s.beta1, s.rest1, s.beta2, s.rest2, s.step_size,
+                    s.root_correction, s.eps);
       store_some(weight + at, w, left);
       store_some(exp_avg + at, m, left);
       store_some(exp_avg_sq + at, v, left);
@@ -74,7 +69,7 @@ struct StepWeights {
            T(beta2),
            T(1 - beta2),
            T(*lr / (1 - pow(beta1, step))),
-           T(1 / sqrt(1 - pow(beta2, step))),
+           T(root_correction_at(beta2, step)),
            T(eps)};
     }
     __syncthreads();

@@ -109,6 +109,15 @@ __device__ __forceinline__ T warp_sum(T v, int width = kWarp) {
   return v;
 }
 
+template <class T>
+__device__ __forceinline__ T warp_max(T v) {
+  for (int d = kWarp / 2; d; d /= 2) {
+    const T other = __shfl_xor_sync(kAllLanes, v, d);
+    v = other > v ? other : v;
+  }
+  return v;
+}
+
 // The sum over the lanes before this one.
 template <class T>
 __device__ __forceinline__ T warp_exclusive_sum(T v) {

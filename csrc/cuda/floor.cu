@@ -71,15 +71,6 @@ __device__ __forceinline__ Last<T> last_of(const SelectMatrix& m, int64_t neuron
   return {floors.key[neuron], floors.index[neuron]};
 }
 
-template <class V>
-__device__ __forceinline__ V warp_max(V v) {
-  for (int d = kWarp / 2; d; d /= 2) {
-    const V other = __shfl_xor_sync(kAllLanes, v, d);
-    v = other > v ? other : v;
-  }
-  return v;
-}
-
 // Reserves the best entries in the lists of a warp, as many as this round may: takes them out of the histogram, stores
 // the last. index_of(seen) is an entry's index within the neuron; entries are in that order within each list.
 template <class T, class IndexOf>

@@ -307,8 +307,13 @@ int64_t place_workspace(Selection& s, void* workspace) {
     at += round_up(bytes, 64);
     return taken;
   };
+  int64_t segments = 0;
+  for (int i = 0; i < s.count; ++i) segments += segments_of(s.table.at[i]);
+  const int64_t even = segments / (kBlocks * device_limits().multiprocessors);
+  const int64_t span = max_of(kSelectWarps, min_of(even, kMostSpan));
   for (int i = 0; i < s.count; ++i) {
     SelectMatrix& m = s.table.at[i];
+    m.span = int32_t(span);
     m.state = reinterpret_cast<SelectState*>(take(sizeof(SelectState)));
     m.segments = reinterpret_cast<SelectSegment*>(take(segments_of(m) * int64_t(sizeof(SelectSegment))));
     m.scratch = take(max_of(segments_of(m) * kListed * key_bytes, floor_scratch(m, s.dtype)));

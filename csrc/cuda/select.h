@@ -1,5 +1,5 @@
-// Selection of exactly k entries of several matrices at once by the rule of sparsekern/topk_project.h, for topk_project
-// and adamw_project.
+// Selection of exactly k entries of several matrices at once by the rule of sparsekern/topk_project.h, for
+// topk_project, adamw_project and adamw_select.
 //
 // The magnitude of the last entry kept, the cut, is found digit by digit in histograms of the magnitude bits; it stays
 // in device memory, so that nothing waits. In bytes per parameter (float32):
@@ -84,7 +84,7 @@ struct SelectMatrix {
   int64_t* nan_at;
   int64_t rows, cols, k, floor;
   int32_t axis;
-  // in the workspace
+  int32_t span;  // segments of a block; set by place_workspace, as is what follows, in the workspace
   SelectState* state;
   SelectSegment* segments;
   void* scratch;  // the best of every slice (floor.cu), then the lists: kListed keys per segment
@@ -101,7 +101,8 @@ struct SelectTable {
 constexpr int kSelectThreads = 256;
 constexpr int kSelectWarps = kSelectThreads / kWarp;
 constexpr int kSegment = 2048;          // entries
-constexpr int kSpan = 32;               // segments of a block
+constexpr int kMostSpan = 32;           // segments of a block, which adds up its histogram once
+constexpr int kBlocks = 2;              // per multiprocessor: with less work than for these, blocks get smaller
 constexpr int kListed = kSegment / 16;  // a bin of the first digit spans 1/16 octave: rarely more than 3 % of all
 
 __host__ __device__ inline int64_t segments_of(const SelectMatrix& m) { return ceil_div(m.size(), kSegment); }
@@ -161,9 +162,9 @@ __device__ __forceinline__ void store_some(T* to, const Vector<T>& v, int left) 
 // Calls f(segment) for those of the block's segments that belong to this warp.
 template <class F>
 __device__ __forceinline__ void for_each_segment(const SelectMatrix& m, int64_t block, F&& f) {
-  const int64_t end = min_of(segments_of(m), (block + 1) * kSpan);
+  const int64_t end = min_of(segments_of(m), (block + 1) * m.span);
 #pragma unroll 1
-  for (int64_t s = block * kSpan + threadIdx.x / kWarp; s < end; s += kSelectWarps) f(s);
+  for (int64_t s = block * m.span + threadIdx.x / kWarp; s < end; s += kSelectWarps) f(s);
 }
 
 // Calls f(at, place, v, left) for the vectors of a segment: v = load(at, left) begins at flat index `at` and `place`,
@@ -261,7 +262,7 @@ struct Selection {
 
 // The blocks of a pass over all entries.
 inline auto spans_of(const Selection& s) {
-  return [&s](int i) { return ceil_div(segments_of(s.table.at[i]), kSpan); };
+  return [&s](int i) { return ceil_div(segments_of(s.table.at[i]), s.table.at[i].span); };
 }
 
 // Carves up a workspace that is 64-byte aligned; returns its bytes.

@@ -64,6 +64,10 @@ Tensor adamw_select(Tensors weights, Tensors grads, Tensors exp_avgs, Tensors ex
     SK_CHECK(m.k <= m.active, op, ": ", nth("slots", i), " must have at most ", m.active, " elements, got ", m.k);
     SK_CHECK(a.index == IndexType::i64 || m.active <= std::numeric_limits<int32_t>::max(), op, ": ",
              nth("active_cols", i), " must be int64 for ", m.active, " elements");
+#ifdef SK_CUDA  // selects from the active positions as from one row
+    SK_CHECK(m.active <= std::numeric_limits<int32_t>::max(), op, ": ", nth("weights", i),
+             " must have fewer than 2^31 elements on a GPU, got ", m.active);
+#endif
     SK_CHECK(axes[i] == 0 || axes[i] == 1, op, ": ", nth("axes", i), " must be 0 (rows) or 1 (columns), got ", axes[i]);
     const int64_t neurons = m.axis == 0 ? m.rows : m.cols;
     SK_CHECK(m.floor >= 0 && m.floor * neurons <= m.k, op, ": ", nth("floors", i),

@@ -12,6 +12,7 @@ import torch
 from . import plain
 from .abs_topk import abs_topk, abs_topk_backward
 from .adamw_project import adamw_project_
+from .adamw_select import adamw_select_
 from .csr_linear import csr_linear, csr_linear_backward
 from .csr_sddmm import csr_sddmm
 from .topk_project import topk_project_, topk_select
@@ -30,6 +31,7 @@ def _on_its_device(function: Callable[..., Any]) -> Callable[..., Any]:
 
 _TRITON = (
     adamw_project_,
+    adamw_select_,
     csr_linear,
     csr_linear_backward,
     csr_sddmm,

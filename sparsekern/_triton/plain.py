@@ -10,7 +10,7 @@ from ..ops.reference import as_matrix
 from .checks import check_float, check_pattern, check_vector, scalar_type, shape_of
 
 
-def _row_indices(crow: Tensor, col: Tensor) -> Tensor:
+def row_indices(crow: Tensor, col: Tensor) -> Tensor:
     """(nnz) int64: the row of every position, by search because the counts of rows are on the device."""
     positions = torch.arange(col.shape[0], dtype=crow.dtype, device=crow.device)
     return torch.searchsorted(crow, positions, right=True) - 1
@@ -22,7 +22,7 @@ def csr_transpose(crow: Tensor, col: Tensor, cols: int) -> tuple[Tensor, Tensor,
     by_column, perm = torch.sort(col, stable=True)
     ends = torch.arange(cols + 1, dtype=col.dtype, device=col.device)
     ccol = torch.searchsorted(by_column, ends)
-    return ccol.to(col.dtype), _row_indices(crow, col)[perm].to(col.dtype), perm.to(col.dtype)
+    return ccol.to(col.dtype), row_indices(crow, col)[perm].to(col.dtype), perm.to(col.dtype)
 
 
 def csr_gather(dense: Tensor, crow: Tensor, col: Tensor) -> Tensor:
@@ -32,7 +32,7 @@ def csr_gather(dense: Tensor, crow: Tensor, col: Tensor) -> Tensor:
     if dense.dim() != 2 or dense.shape[0] != crow.numel() - 1:
         raise RuntimeError(f"{op}: dense must be a matrix of {crow.numel() - 1} rows, got shape {shape_of(dense)}")
     check_pattern(op, crow, col)
-    return dense[_row_indices(crow, col), col.long()]
+    return dense[row_indices(crow, col), col.long()]
 
 
 def csr_scatter(values: Tensor, crow: Tensor, col: Tensor, cols: int) -> Tensor:
@@ -42,7 +42,7 @@ def csr_scatter(values: Tensor, crow: Tensor, col: Tensor, cols: int) -> Tensor:
     check_pattern(op, crow, col)
     check_vector(op, "values", values, values.dtype, col.shape[0])
     dense = values.new_zeros(crow.shape[0] - 1, cols)
-    dense[_row_indices(crow, col), col.long()] = values
+    dense[row_indices(crow, col), col.long()] = values
     return dense
 
 

@@ -12,7 +12,7 @@ from .ops import (
     build_embedding_backward,
     build_linear,
 )
-from .optimizer import build_adamw_project, build_topk_project
+from .optimizer import build_adamw_project, build_adamw_select, build_topk_project
 from .training import build_training_step
 
 BUILDERS: Mapping[str, Builder] = {
@@ -24,6 +24,7 @@ BUILDERS: Mapping[str, Builder] = {
     "csr_embedding_backward": build_embedding_backward,
     "topk_project_": build_topk_project,
     "adamw_project_": build_adamw_project,
+    "adamw_select_": build_adamw_select,
     "training step": build_training_step,
 }
 LINEAR = ("csr_linear", "csr_linear forward and backward")
@@ -58,6 +59,7 @@ def sweep() -> list[Case]:
         *(Case(op, "f32", 65536, 2048, 2048, 1 / 256) for op in ("csr_embedding", "csr_embedding_backward")),
         *(Case(op, "f32", 65536, *SHAPE, d) for op, d in product(LINEAR, DENSITIES)),
         *(Case("abs_topk", "f32", 65536, w, w, 0.25) for w in (2048, 8192)),
+        Case("adamw_select_", "f32", 0, *MODEL),
     ]
     already = set(goals())
     ordered = [*linear[: len(DENSITIES) * 2], *others, *linear[len(DENSITIES) * 2 :]]
@@ -72,7 +74,13 @@ def cases_of(group: str, *, tiny: bool = False) -> list[Case]:
     cases = GROUPS[group]()
     if not tiny:
         return cases
-    sizes = {"training step": (64, 32, 1), "adamw_project_": (0, 32, 1), "topk_project_": (0, 33, 70)}
+    model = (0, 32, 1)
+    sizes = {
+        "adamw_project_": model,
+        "adamw_select_": model,
+        "topk_project_": (0, 33, 70),
+        "training step": (64, 32, 1),
+    }
     small = [Case(case.op, "f32", *sizes.get(case.op, (40, 64, 48)), 0.25) for case in cases]
     densities = [Case("csr_linear", "f32", 40, 64, 48, d) for d in (0.01, 0.02)] if group == "goals" else []
     return list(dict.fromkeys(small + densities))

@@ -74,6 +74,7 @@ TRITON_OPS = (
     "abs_topk",
     "abs_topk_backward",
     "adamw_project_",
+    "adamw_select_",
     "csr_embedding",
     "csr_embedding_backward",
     "csr_gather",

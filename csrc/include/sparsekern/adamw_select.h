@@ -16,6 +16,7 @@
 // keeps them all; floor * neurons <= k <= active is required.
 //
 // A NaN is treated as in topk_project.h: on a CPU such a matrix keeps its support; the others go on.
+// On a GPU active must be below 2^31.
 #pragma once
 #include "sparsekern/isa.h"
 #include "sparsekern/parallel.h"
