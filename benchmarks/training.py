@@ -23,7 +23,7 @@ from sparsekern.bench.studies import METHODS, SETTINGS, one_thread, run
 
 RESULTS = Path(__file__).parent / "results" / "training_cpu.csv"
 SCRATCH = Path("runs/studies")
-RATES = (0.03, 0.06, 0.12, 0.24)
+RATES = (0.03, 0.06, 0.12)
 TUNING_SEED = 100  # not among those that are compared
 PARITY = [
     "exact",

@@ -34,7 +34,10 @@ def train(
         list[str] | None, typer.Argument(help="Files, folders or globs; default: Python's standard library.")
     ] = None,
     preset: Annotated[str, typer.Option(help=f"Where to start from: {', '.join(PRESETS)}.")] = "demo",
-    run: Annotated[Path | None, typer.Option(help="Run folder; default: runs/<preset>.")] = None,
+    run: Annotated[
+        Path | None,
+        typer.Option("--run", "--run-folder", help="Run folder; default: runs/<preset>. (torchrun eats --run.)"),
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the run folder's last checkpoint.")] = False,
     steps: Annotated[int | None, typer.Option(help="Optimizer steps.")] = None,
     lr: Annotated[float | None, typer.Option(help="Learning rate at the target density.")] = None,

@@ -96,8 +96,7 @@ class Pattern:
 class ActivePattern:
     """Positions of an (N, K) matrix that are trained, in the order of CSR: its support, and candidates beside it."""
 
-    crow_indices: Tensor  # (N + 1)
-    col_indices: Tensor  # (active), ascending within each row
+    active: Pattern
     slots: Tensor  # (nnz), ascending: which of the active positions the support is
     support: Pattern
 

@@ -148,8 +148,8 @@ class SetAdamW(FrozenAdamW):
         grown = self._grow(weight, active_flat(weight), weight.nnz - len(kept))
         new = Draws(grown.sort().values, torch.ones(len(grown)))
         replace_active_(weight, self._state(weight.active), kept, new, self._steps)
-        everything = torch.ones(len(weight.active), dtype=torch.bool)
-        pattern = weight.active_pattern
+        everything = torch.arange(len(weight.active))
+        pattern = weight.active_pattern.active
         weight.set_active_(pattern.crow_indices, pattern.col_indices, weight.active.data, everything)
         weight._set_pattern(pattern.crow_indices, pattern.col_indices)
 

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..formats import CSR, ActivePattern, Pattern
+from ..formats import CSR, ActivePattern, Pattern, is_among
 from ..ops.choice import KernelChoice, choose_linear
 from ..ops.csr_embedding import csr_embedding, csr_embedding_active
 from ..ops.csr_linear import csr_linear
@@ -18,6 +18,7 @@ from ..ops.topk_project import topk_project_pattern_
 
 _TRANSPOSE = ("ccol_indices", "row_indices", "perm")
 _ACTIVE = ("active_crow_indices", "active_col_indices")
+_ACTIVE_TRANSPOSE = ("active_ccol_indices", "active_row_indices", "active_perm")
 _FORMS = {"values": (), "master": (), "active": _ACTIVE}  # the Parameter of each form: the buffers it brings along
 
 
@@ -68,7 +69,7 @@ class SparseWeight(nn.Module):
             self.register_buffer(name, getattr(csr.pattern, name), persistent=False)
         for name in _ACTIVE:
             self.register_buffer(name, None)
-        for name in ("slots", "in_support"):
+        for name in (*_ACTIVE_TRANSPOSE, "slots", "in_support"):
             self.register_buffer(name, None, persistent=False)
         self.observed = None
 
@@ -129,22 +130,23 @@ class SparseWeight(nn.Module):
 
     @property
     def pattern(self) -> Pattern:
-        if self.perm is None:
-            built = Pattern.build(self.crow_indices, self.col_indices, self.shape)
-            for name in _TRANSPOSE:
-                setattr(self, name, getattr(built, name))
-        assert self.ccol_indices is not None
-        assert self.row_indices is not None
-        assert self.perm is not None
-        return Pattern(self.crow_indices, self.col_indices, self.ccol_indices, self.row_indices, self.perm, self.shape)
+        return self._pattern(("crow_indices", "col_indices"), _TRANSPOSE)
 
     @property
     def active_pattern(self) -> ActivePattern:
         """Of the active form: its positions, and which of them are the support."""
-        assert self.active_crow_indices is not None
-        assert self.active_col_indices is not None
         assert self.slots is not None
-        return ActivePattern(self.active_crow_indices, self.active_col_indices, self.slots, self.pattern)
+        return ActivePattern(self._pattern(_ACTIVE, _ACTIVE_TRANSPOSE), self.slots, self.pattern)
+
+    def _pattern(self, rows: tuple[str, ...], transpose: tuple[str, ...]) -> Pattern:
+        """From the buffers of these names; the transpose is built where it is missing."""
+        crow, col = (getattr(self, name) for name in rows)
+        if getattr(self, transpose[-1]) is None:
+            built = Pattern.build(crow, col, self.shape)
+            for name, t in zip(transpose, built.tensors[2:], strict=True):
+                setattr(self, name, t)
+        ccol, row, perm = (getattr(self, name) for name in transpose)
+        return Pattern(crow, col, ccol, row, perm, self.shape)
 
     @property
     def csr(self) -> CSR:
@@ -246,7 +248,7 @@ class SparseWeight(nn.Module):
         """Switch to the active form, in place, without candidates. An optimizer must be built afterwards."""
         if self.form != "active":
             self._set_parameter("active", self.values.detach().clone())
-            everything = torch.ones(self.nnz, dtype=torch.bool, device=self.device)
+            everything = torch.arange(self.nnz, device=self.device)
             self.set_active_(self.crow_indices, self.col_indices, self.active.data, everything)
         return self
 
@@ -256,24 +258,26 @@ class SparseWeight(nn.Module):
             self._set_parameter("master", self.to_dense().detach())
         return self
 
-    def set_active_(self, crow: Tensor, col: Tensor, active: Tensor, in_support: Tensor) -> None:
+    def set_active_(self, crow: Tensor, col: Tensor, active: Tensor, slots: Tensor) -> None:
         """Take other active positions: all of the support and other candidates. The Parameter stays the same object.
 
         Args:
             crow, col: (N + 1) and (active), the positions in the order of CSR.
             active: (active), zero outside of the support.
-            in_support: (active) bool.
+            slots: (nnz) which of them are the support, ascending.
         """
         self.active_crow_indices, self.active_col_indices = crow, col
-        self.in_support = in_support
-        self.slots = in_support.nonzero().flatten().to(col.dtype)
+        for name in _ACTIVE_TRANSPOSE:  # built when next asked for
+            setattr(self, name, None)
+        self.slots = slots.to(col.dtype)
+        self.in_support = torch.zeros(len(col), dtype=torch.bool, device=col.device).index_fill_(0, slots.long(), True)
         _replace_data(self.active, active)
 
     def _set_parameter(self, form: str, data: Tensor) -> None:
         """Replace the Parameter by one of another form."""
         requires_grad = self.parameter.requires_grad
         delattr(self, self.form)
-        for name in (*_ACTIVE, "slots", "in_support"):
+        for name in (*_ACTIVE, *_ACTIVE_TRANSPOSE, "slots", "in_support"):
             setattr(self, name, None)
         self.observed = None
         setattr(self, form, nn.Parameter(data, requires_grad))
@@ -309,11 +313,11 @@ class SparseWeight(nn.Module):
             raise ValueError(f"master must have shape {self.shape}, got {tuple(master.shape)}")
         values = saved.get("values", torch.zeros(col.shape, device=col.device))
         support = CSR.from_parts(saved["crow_indices"], col, values, self.shape)
-        active = in_support = None
+        active = slots = None
         if form == "active":
             crow, col = (saved[name] for name in _ACTIVE)
             active = CSR.from_parts(crow, col, saved["active"], self.shape)
-            in_support = _flags(active, support)
+            slots = _slots(active, support)
         if form != self.form:
             length = saved[form].shape if master is not None else (len(saved[form]),)
             self._set_parameter(form, torch.zeros(length, dtype=self.dtype, device=self.device))
@@ -322,10 +326,10 @@ class SparseWeight(nn.Module):
         indices = (support.crow_indices, support.col_indices)
         self._set_pattern(*(t.to(self.device, copy=True) for t in indices))
         self.budget = support.nnz
-        if active is not None and in_support is not None:
-            where = (active.crow_indices, active.col_indices, in_support)
-            crow, col, in_support = (t.to(self.device, copy=True) for t in where)
-            self.set_active_(crow, col, self.active.data, in_support)
+        if active is not None and slots is not None:
+            where = (active.crow_indices, active.col_indices, slots)
+            crow, col, slots = (t.to(self.device, copy=True) for t in where)
+            self.set_active_(crow, col, self.active.data, slots)
 
 
 def _replace_data(parameter: nn.Parameter, data: Tensor) -> None:
@@ -337,10 +341,9 @@ def _replace_data(parameter: nn.Parameter, data: Tensor) -> None:
     parameter.data = data
 
 
-def _flags(active: CSR, support: CSR) -> Tensor:
-    """(active) bool: which of the active positions are the support; ValueError if it is not among them."""
+def _slots(active: CSR, support: CSR) -> Tensor:
+    """(nnz) which of the active positions are the support; ValueError if some of it is not among them."""
     places, held = active.pattern.flat_indices(), support.pattern.flat_indices()
-    at = torch.searchsorted(places, held).clamp_(max=max(0, active.nnz - 1))
-    if support.nnz and not (active.nnz and torch.equal(places[at], held)):
+    if not is_among(held, places).all():
         raise ValueError("the active positions must contain the support")
-    return torch.zeros(active.nnz, dtype=torch.bool, device=held.device).index_fill_(0, at, True)
+    return torch.searchsorted(places, held)

@@ -41,8 +41,8 @@ def csr_linear_dense_grad(x: Tensor, master: Tensor, pattern: "Pattern", bias: T
 
 
 def csr_linear_active(x: Tensor, active: Tensor, pattern: "ActivePattern", bias: Tensor | None = None) -> Tensor:
-    rows = torch.repeat_interleave(torch.arange(pattern.shape[0], device=x.device), pattern.crow_indices.diff().long())
-    master = active.new_zeros(pattern.shape).index_put((rows, pattern.col_indices.long()), active)
+    at = (row_indices(pattern.active), pattern.active.col_indices.long())
+    master = active.new_zeros(pattern.shape).index_put(at, active)
     return csr_linear_dense_grad(x, master, pattern.support, bias)
 
 

@@ -63,7 +63,7 @@ def require_equal(weights: Mapping[str, SparseWeight]) -> None:
 def checksum(weight: SparseWeight) -> Tensor:
     """int64 scalar over the bits of the Parameter and of the pattern; equal ones mean equal weights."""
     total = torch.zeros((), dtype=torch.int64, device=weight.device)
-    places = [weight.active_pattern.col_indices, weight.active_pattern.crow_indices] if weight.form == "active" else []
+    places = weight.active_pattern.active.tensors[:2] if weight.form == "active" else ()
     for t in (weight.parameter.detach(), weight.crow_indices, weight.col_indices, *places):
         bits = t.contiguous().view(torch.int32).flatten().long()
         # odd multipliers, so that a change of any element shows, and one of the order too

@@ -289,8 +289,8 @@ class SparseAdamW(torch.optim.Optimizer):
             joined=state["joined"],
             step=state["step"],
             in_support=weight.in_support,
-            active_crow=where.crow_indices,
-            active_col=where.col_indices,
+            active_crow=where.active.crow_indices,
+            active_col=where.active.col_indices,
             slots=where.slots if pattern.nnz == weight.nnz else torch.empty_like(pattern.col_indices),
             pattern=pattern,
             floor=weight.floor,
@@ -374,7 +374,7 @@ class SparseAdamW(torch.optim.Optimizer):
         speed.view(-1)[support] = 0
         best = flat_indices(*topk_select(speed, wanted - int(REPLACED * wanted)), weight.shape[1])
         flat = torch.cat([support, best]).unique()  # where nothing moves, `best` may hold parts of the support
-        in_support = torch.isin(flat, support, assume_unique=True)
+        slots = torch.searchsorted(flat, support)
         kept_state = {name: state[name].flatten()[flat] for name in ("exp_avg", "exp_avg_sq")}
         grad = torch.zeros_like(master) if master.grad is None else master.grad
         row_norms, col_norms = (torch.linalg.vector_norm(grad, dim=dim) for dim in (1, 0))
@@ -382,7 +382,7 @@ class SparseAdamW(torch.optim.Optimizer):
         new = draw_candidates(weight, row_norms, col_norms, flat, count, self._generator(weight))
         del self.state[master]
         weight.to_active_()
-        weight.set_active_(*compressed(flat, weight.shape), master.detach().flatten()[flat], in_support)
+        weight.set_active_(*compressed(flat, weight.shape), master.detach().flatten()[flat], slots)
         state = self.state[weight.active] = {"step": state["step"], **kept_state}
         state |= {"joined": torch.zeros_like(weight.active), "norm_weight": torch.ones_like(weight.active)}
         replace_active_(weight, state, torch.arange(len(flat), device=flat.device), new, self._steps)

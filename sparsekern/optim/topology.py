@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..formats import compressed, flat_indices, is_among
+from ..formats import compressed, is_among
 from ..nn.weight import SparseWeight
 
 REPLACED = 0.5  # share of the candidates that a refresh replaces: those with the smallest steps
@@ -81,8 +81,7 @@ State = dict[str, Tensor]  # what is kept per active position, beside the weight
 
 def active_flat(weight: SparseWeight) -> Tensor:
     """(active) int64, ascending: the flat indices of a weight's active positions."""
-    pattern = weight.active_pattern
-    return flat_indices(pattern.crow_indices, pattern.col_indices, weight.shape[1])
+    return weight.active_pattern.active.flat_indices()
 
 
 def replace_active_(weight: SparseWeight, state: State, kept: Tensor, new: Draws, step: int) -> None:
@@ -101,5 +100,5 @@ def replace_active_(weight: SparseWeight, state: State, kept: Tensor, new: Draws
         state[name] = merged(state[name], of_new)
     state["norm_weight"] = merged(torch.ones_like(state["norm_weight"]), new.weight)
     assert weight.in_support is not None
-    in_support = merged(weight.in_support, False)
-    weight.set_active_(*compressed(flat, weight.shape), merged(weight.active.data, 0.0), in_support)
+    slots = merged(weight.in_support, False).nonzero().flatten()
+    weight.set_active_(*compressed(flat, weight.shape), merged(weight.active.data, 0.0), slots)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparsekern.models import GPT, GPTConfig
-from sparsekern.models.gpt import SUBLAYER_LOCATIONS, Block
+from sparsekern.models.gpt import SUBLAYER_LOCATIONS, Block, Start
 from sparsekern.nn import AbsTopK
 from sparsekern.train import set_budgets
 
@@ -261,7 +261,7 @@ def test_derived_sizes() -> None:
     assert (TINY.heads, TINY.mlp_width) == (4, 128)
     given = dataclasses.replace(TINY, n_head=3, d_mlp=50)
     assert (given.heads, given.mlp_width) == (3, 50)
-    block = Block(given)
+    block = Block(given, Start())
     assert block.attn.c_attn.weight.shape == (3 * 24, 32)
     assert block.attn.c_proj.weight.shape == (32, 24)
     assert block.mlp.c_fc.weight.shape == (50, 32)
