@@ -1,30 +1,53 @@
-"""Studies of training: whole runs on the CPU, one row per run in results/training_cpu.csv; a re-run skips these.
+"""Studies of training on a CPU; every row is appended to results/ when it is done, and a re-run skips what is there.
 
-    python benchmarks/training.py tune | parity | norm [--workers 2] [--seeds 0 1 2] [--settings "256 wide, 2 %" ...]
+    python benchmarks/training.py STUDY [--workers 2] [--seeds 0 1 2] [--settings "256 wide, 2 %" ...]
 
-tune: the learning rate of exact mode.  parity: exact mode against sparse mode at each switch point and against other
-rules.  norm: ways to know the gradient's norm.  Runs of one setting and seed share data, initial weights and, where a
-method takes over from exact mode, its checkpoint.
+Whole runs (results/training_cpu.csv), side by side, one thread each:
+    tune         the learning rate of exact mode
+    tune rivals  how often and how much the rivals replace
+    anneal       where the anneal ends
+    norm         ways to know the gradient's norm
+    parity       exact mode against sparse mode at each switch point and against other rules
+Steps (results/training_steps_cpu.csv), one after the other; nothing else should run:
+    speed        a step of sparse mode, exact mode and masked dense PyTorch, by parts, and the memory of their numbers
+    scale        sparse mode up to 1e11 dense-equivalent weights: time and memory against the nonzeros
+
+Runs of one setting and seed share data, initial weights and, where a method takes over from exact mode, its checkpoint.
 """
 
 import argparse
 import csv
+import itertools
 import multiprocessing as mp
 import os
-import platform
+import signal
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import torch
+from rich.console import Console
 
 from sparsekern import keep_freed_memory
-from sparsekern.bench.studies import METHODS, SETTINGS, one_thread, run
+from sparsekern.bench import scale, steps
+from sparsekern.bench.studies import METHODS, SETTINGS, run
+from sparsekern.bench.timer import device_name
+from sparsekern.data import load_corpus
 
-RESULTS = Path(__file__).parent / "results" / "training_cpu.csv"
+RESULTS = Path(__file__).parent / "results"
+RUNS, STEPS = RESULTS / "training_cpu.csv", RESULTS / "training_steps_cpu.csv"
 SCRATCH = Path("runs/studies")
+console = Console(soft_wrap=True, highlight=False)
+
+# ---- whole runs
+
 RATES = (0.03, 0.06, 0.12)
+ANNEAL_ENDS = (0.1, 0.2, 0.3, 0.5)
 TUNING_SEED = 100  # not among those that are compared
+RIVALS = [name for name in METHODS if name.startswith(("SET", "RigL"))]
+NORM = ["exact", "sparse", "true norm", "sketch", "sketch every 10", "sketch, averaged", "norm of the active"]
 PARITY = [
     "exact",
     "sparse",
@@ -35,95 +58,169 @@ PARITY = [
     "RigL 0.02 every 100",
     "exact, linear anneal",
 ]
-NORM = ["exact", "sparse", "true norm", "sketch", "sketch every 10", "sketch, averaged", "norm of the active"]
-RIVALS = [name for name in METHODS if name.startswith(("SET", "RigL"))]
-FIELDS = ["study", "setting", "method", "seed", "lr", "anneal_end", "held_out", "train", "seconds", "steps_taken"]
-ABOUT = {"device": f"{platform.processor() or platform.machine()} CPU, 1 thread", "torch": torch.__version__}
+JOB = ("study", "setting", "method", "seed", "lr", "anneal_end")
+FIELDS = (*JOB, "held_out", "train", "seconds", "steps_taken", "device", "torch", "command")
 
-Job = tuple[str, str, str, int, float, float]  # study, setting, method, seed, lr, anneal_end
+Job = tuple[str, str, str, int, float, float]
 
 
 def done() -> set[Job]:
-    if not RESULTS.exists():
+    if not RUNS.exists():
         return set()
-    with open(RESULTS, newline="") as file:
-        return {
-            (r["study"], r["setting"], r["method"], int(r["seed"]), float(r["lr"]), float(r["anneal_end"]))
-            for r in csv.DictReader(file)
-        }
+    with open(RUNS, newline="") as file:
+        rows = list(csv.DictReader(file))
+    return {
+        (r["study"], r["setting"], r["method"], int(r["seed"]), float(r["lr"]), float(r["anneal_end"])) for r in rows
+    }
 
 
-def jobs_of(study: str, settings: list[str], seeds: list[int], anneal_end: float | None) -> list[list[Job]]:
-    """Families of jobs: those of one setting and seed, which share checkpoints of the first."""
-    families = []
+def families_of(study: str, settings: list[str], seeds: list[int]) -> list[list[Job]]:
+    """Jobs of one setting and seed each, which share checkpoints of the first."""
+    families: list[list[Job]] = []
     for name in settings:
-        config = SETTINGS[name]
-        end = anneal_end or config.anneal_end
+        lr, end = SETTINGS[name].lr, SETTINGS[name].anneal_end
         if study == "tune":
-            families += [[(study, name, "exact", TUNING_SEED, lr, end)] for lr in RATES]
+            families += [[(study, name, "exact", TUNING_SEED, rate, end)] for rate in RATES]
         elif study == "tune rivals":
-            families += [[(study, name, m, TUNING_SEED, config.lr, end) for m in ["exact", *RIVALS]]]
+            families += [[(study, name, m, TUNING_SEED, lr, end) for m in ["exact", *RIVALS]]]
+        elif study == "anneal":
+            for seed, until in itertools.product(seeds, ANNEAL_ENDS):
+                families.append([(study, name, m, seed, lr, until) for m in ("exact", "sparse")])
         else:
             methods = PARITY if study == "parity" else NORM
-            families += [[(study, name, m, seed, config.lr, end) for m in methods] for seed in seeds]
+            families += [[(study, name, m, seed, lr, end) for m in methods] for seed in seeds]
     return families
 
 
-def run_family(family: list[Job], finished: set[Job], rows: "mp.Queue[dict[str, object] | None]") -> None:
-    one_thread()
+def run_family(family: list[Job], finished: set[Job], rows: "mp.Queue[dict[str, Any] | None]") -> None:
+    torch.set_num_threads(1)
     keep_freed_memory()
+    missing = [job for job in family if job not in finished]
     for job in family:
         _, setting, method, seed, lr, end = job
         config = replace(SETTINGS[setting], seed=seed, lr=lr, anneal_end=end)
         place = f"{setting}-{seed}-{lr}-{end}".replace(" ", "").replace("%", "")
         trunk, scratch = SCRATCH / "trunks" / place, SCRATCH / f"{place}-{os.getpid()}"
-        branches = [m for m in (METHODS[other[2]] for other in family if other not in finished) if m.branches_at]
-        missing = any(not (trunk / f"{m.branches_at}.safetensors").exists() for m in branches)
-        if job in finished and not (method == "exact" and missing):
-            continue
-        outcome = run(config, METHODS[method], scratch, trunk)
-        if job not in finished:
-            rows.put(dict(zip(FIELDS, job, strict=False)) | asdict(outcome))
+        points = {METHODS[other[2]].branches_at for other in missing} - {None}
+        is_needed = method == "exact" and any(not (trunk / f"{point}.safetensors").exists() for point in points)
+        if job in missing or is_needed:
+            outcome = run(config, METHODS[method], scratch, trunk)
+            if job in missing:
+                rows.put(dict(zip(JOB, job, strict=True)) | asdict(outcome))
 
 
-def work(todo: "mp.Queue[list[Job] | None]", finished: set[Job], rows: "mp.Queue[dict[str, object] | None]") -> None:
+def work(todo: "mp.Queue[list[Job] | None]", finished: set[Job], rows: "mp.Queue[dict[str, Any] | None]") -> None:
     for family in iter(todo.get, None):
         run_family(family, finished, rows)
     rows.put(None)
 
 
-def append(row: dict[str, object]) -> None:
-    RESULTS.parent.mkdir(exist_ok=True)
-    is_new = not RESULTS.exists()
-    with open(RESULTS, "a", newline="") as file:
-        writer = csv.DictWriter(file, [*FIELDS, *ABOUT, "command"])
+def append(path: Path, fields: tuple[str, ...], row: Mapping[str, Any]) -> None:
+    about = {"device": device_name(), "torch": torch.__version__, "command": " ".join(["python", *sys.argv])}
+    is_new = not path.exists()
+    path.parent.mkdir(exist_ok=True)
+    with open(path, "a", newline="") as file:
+        writer = csv.DictWriter(file, fields)
         if is_new:
             writer.writeheader()
-        writer.writerow({**row, **ABOUT, "command": " ".join(["python", *sys.argv])})
+        writer.writerow({**row, **about})
+    console.print(*(f"{name}={value}" for name, value in row.items()))
+
+
+def study_runs(study: str, settings: list[str], seeds: list[int], workers: int) -> None:
+    finished, context = done(), mp.get_context("spawn")
+    todo, rows = context.Queue(), context.Queue()
+    for family in families_of(study, settings, seeds):
+        if set(family) - finished:
+            todo.put(family)
+    processes = [context.Process(target=work, args=(todo, finished, rows), daemon=True) for _ in range(workers)]
+    for process in processes:
+        todo.put(None)
+        process.start()
+    for _ in processes:
+        for row in iter(rows.get, None):
+            append(RUNS, FIELDS, row)
+
+
+# ---- steps
+
+SIZES = ((512, 1 / 64), (1024, 1 / 128), (2048, 1 / 256))  # width, density: eight nonzeros per row
+TOKENS, ROUNDS = 2048, 3
+CONTENDERS = ["sparse", "exact", "masked dense f32", "masked dense bf16"]
+ALONG = [1.0, 0.5, 0.25, 0.1, 0.04, 0.01, 1 / 256]  # densities of exact mode at the largest size
+SCALES = (  # at one width, then ever wider, then the one that a dense matrix could not hold
+    *(scale.Scale(4096, 2, density) for density in (0.002, 0.004, 0.008, 0.016)),
+    *(scale.Scale(width, 2, 8 / width) for width in (2048, 8192, 16384)),
+    scale.Scale(32768, 8, 4.85e-4),
+)
+STEP_FIELDS = ("study", "d_model", "n_layer", "density", "tokens", "what", "linears", "attention", "abs_topk", "rest")
+STEP_FIELDS += ("update", "total", "bytes", "nnz", "dense_weights", "losses", "device", "torch", "command")
+
+
+def measured() -> set[tuple[str, int, str]]:
+    if not STEPS.exists():
+        return set()
+    with open(STEPS, newline="") as file:
+        return {(r["study"], int(r["d_model"]), r["what"]) for r in csv.DictReader(file)}
+
+
+def study_speed() -> None:
+    keep_freed_memory()
+    for d_model, density in SIZES:
+        case = {"study": "speed", "d_model": d_model, "n_layer": steps.LAYERS, "density": density, "tokens": TOKENS}
+        if ("speed", d_model, "sparse") in measured():
+            continue
+        results = steps.compare(d_model, density, TOKENS, CONTENDERS, ROUNDS)
+        for name, numbers in results.items():
+            append(STEPS, STEP_FIELDS, {**case, "what": name, **numbers})
+        more = steps.refresh_seconds(d_model, density, TOKENS)
+        append(STEPS, STEP_FIELDS, {**case, "what": "refresh", "total": more})
+    largest = SIZES[-1][0]
+    for density, seconds in steps.exact_along(largest, ALONG, TOKENS):
+        what = f"exact at {density:.4g}"
+        if ("speed", largest, what) not in measured():
+            row = {"study": "speed", "d_model": largest, "n_layer": steps.LAYERS, "density": density, "tokens": TOKENS}
+            append(STEPS, STEP_FIELDS, {**row, "what": what, "total": seconds})
+
+
+def in_a_process_of_its_own(case: scale.Scale, results: "mp.Queue[scale.ScaleOutcome]") -> None:
+    keep_freed_memory()
+    tokens = load_corpus(None, vocab_size=case.vocab).train
+    results.put(scale.run(case, tokens, steps=10, lr=0.02, refresh_every=4))
+
+
+def study_scale() -> None:
+    context = mp.get_context("spawn")
+    for case in SCALES:
+        what = f"sparse at {case.density:.3g}"
+        if ("scale", case.d_model, what) in measured():
+            continue
+        results = context.Queue()
+        process = context.Process(target=in_a_process_of_its_own, args=(case, results))
+        process.start()
+        outcome = results.get()
+        process.join()
+        row = {"study": "scale", "d_model": case.d_model, "n_layer": case.n_layer, "density": case.density}
+        numbers = {"tokens": case.tokens, "total": outcome.step_seconds, "bytes": outcome.peak_bytes}
+        counts = {"nnz": outcome.nnz, "dense_weights": outcome.dense_weights}
+        losses = " ".join(f"{loss:.4g}" for loss in outcome.losses)
+        append(STEPS, STEP_FIELDS, {**row, **numbers, **counts, "what": what, "losses": losses})
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("study", choices=["tune", "tune rivals", "parity", "norm"])
+    parser.add_argument("study", choices=["tune", "tune rivals", "anneal", "norm", "parity", "speed", "scale"])
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--settings", nargs="+", default=list(SETTINGS), choices=list(SETTINGS))
-    parser.add_argument("--anneal-end", type=float)
     options = parser.parse_args()
-    finished = done()
-    context = mp.get_context("spawn")
-    todo, rows = context.Queue(), context.Queue()
-    for family in jobs_of(options.study, options.settings, options.seeds, options.anneal_end):
-        if set(family) - finished:
-            todo.put(family)
-    workers = [context.Process(target=work, args=(todo, finished, rows)) for _ in range(options.workers)]
-    for worker in workers:
-        todo.put(None)
-        worker.start()
-    for _ in workers:
-        for row in iter(rows.get, None):
-            append(row)
-            print(*(f"{name}={row[name]}" for name in FIELDS), flush=True)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the workers, being daemons, end too
+    if options.study == "speed":
+        study_speed()
+    elif options.study == "scale":
+        study_scale()
+    else:
+        study_runs(options.study, options.settings, options.seeds, options.workers)
 
 
 if __name__ == "__main__":

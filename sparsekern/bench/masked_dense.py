@@ -76,16 +76,25 @@ class MaskedDenseStep:
 
     def __call__(self, ids: Tensor, targets: Tensor) -> Tensor:
         """Forward, backward and update; returns the loss before it."""
+        loss = self.gradients(ids, targets)
+        self.update()
+        return loss
+
+    def gradients(self, ids: Tensor, targets: Tensor) -> Tensor:
+        """Forward and backward; returns the loss."""
         with torch.autocast(ids.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
             loss = self.model.loss(ids, targets)
         self.adam.zero_grad()
         loss.backward()
-        with torch.no_grad():
-            grads = [p.grad for p in self.parameters if p.grad is not None]
-            rms = torch.nn.utils.get_total_norm(grads) / math.sqrt(sum(p.numel() for p in self.parameters))
-            torch._foreach_div_(grads, rms + 1e-5)
-            self.adam.step()
-            for p, weight in self.projected:
-                project_(p, weight.budget, weight.floor, weight.axis)
-            torch._foreach_mul_(self.decayed, 1 - self.adam.param_groups[0]["lr"] * self.weight_decay)
         return loss.detach()
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Normalise, Adam, projection, decay."""
+        grads = [p.grad for p in self.parameters if p.grad is not None]
+        rms = torch.nn.utils.get_total_norm(grads) / math.sqrt(sum(p.numel() for p in self.parameters))
+        torch._foreach_div_(grads, rms + 1e-5)
+        self.adam.step()
+        for p, weight in self.projected:
+            project_(p, weight.budget, weight.floor, weight.axis)
+        torch._foreach_mul_(self.decayed, 1 - self.adam.param_groups[0]["lr"] * self.weight_decay)

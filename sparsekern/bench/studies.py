@@ -8,8 +8,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from .. import checkpoint
 from ..optim import SparseAdamW
 from ..recipe import TrainConfig
@@ -34,7 +32,7 @@ _COMMON = TrainConfig(
 SETTINGS: Mapping[str, TrainConfig] = {
     "256 wide, 2 %": replace(_COMMON, d_model=256, density=0.02, lr=0.06),
     "256 wide, 1 %": replace(_COMMON, d_model=256, density=0.01, lr=0.06),
-    "512 wide, 0.5 %": replace(_COMMON, d_model=512, density=0.005, lr=0.12),
+    "512 wide, 0.5 %": replace(_COMMON, d_model=512, density=0.005, lr=0.03),
 }
 
 
@@ -143,8 +141,3 @@ def _branch(config: TrainConfig, source: Path, scratch: Path) -> None:
     text = json.dumps(asdict(config))
     checkpoint.write_atomically(scratch / CONFIG, lambda to: to.write_text(text))
     (scratch / METRICS).write_text("")
-
-
-def one_thread() -> None:
-    """Runs share the cores by running side by side."""
-    torch.set_num_threads(1)

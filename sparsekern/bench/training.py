@@ -19,21 +19,29 @@ CONTEXT, VOCAB = 256, 2048
 
 
 class SparseStep:
-    """A step of :class:`sparsekern.optim.SparseAdamW` in exact mode."""
+    """A step of :class:`sparsekern.optim.SparseAdamW`, in the mode that the model's weights are for."""
 
-    def __init__(self, model: GPT, dtype: torch.dtype) -> None:
+    def __init__(self, model: GPT, dtype: torch.dtype, mode: str = "exact") -> None:
         self.model = model
-        self.optimizer = SparseAdamW(param_groups(model), lr=LR)
+        self.optimizer = SparseAdamW(param_groups(model), lr=LR, mode=mode)
         self.dtype = dtype
 
     def __call__(self, ids: Tensor, targets: Tensor) -> Tensor:
         """Forward, backward and update; returns the loss before it."""
+        loss = self.gradients(ids, targets)
+        self.update()
+        return loss
+
+    def gradients(self, ids: Tensor, targets: Tensor) -> Tensor:
+        """Forward and backward; returns the loss."""
         with torch.autocast(ids.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
             loss = self.model.loss(ids, targets)
         self.optimizer.zero_grad()
         loss.backward()
-        self.optimizer.step()
         return loss.detach()
+
+    def update(self) -> None:
+        self.optimizer.step()
 
 
 def build_training_step(case: Case, device: torch.device) -> Problem:
