@@ -6,6 +6,7 @@ Whole runs (results/training_cpu.csv), side by side, one thread each:
     tune         the learning rate of exact mode
     tune rivals  how often and how much the rivals replace
     anneal       where the anneal ends
+    variants     constants of sparse mode
     norm         ways to know the gradient's norm
     parity       exact mode against sparse mode at each switch point and against other rules
 Steps (results/training_steps_cpu.csv), one after the other; nothing else should run:
@@ -47,6 +48,7 @@ RATES = (0.03, 0.06, 0.12)
 ANNEAL_ENDS = (0.1, 0.2, 0.3, 0.5)
 TUNING_SEED = 100  # not among those that are compared
 RIVALS = [name for name in METHODS if name.startswith(("SET", "RigL"))]
+VARIANTS = ["exact", *(name for name in METHODS if name.startswith("sparse, ") and name != "sparse, never dense")]
 NORM = ["exact", "sparse", "true norm", "sketch", "sketch every 10", "sketch, averaged", "norm of the active"]
 PARITY = [
     "exact",
@@ -58,6 +60,7 @@ PARITY = [
     "RigL 0.02 every 100",
     "exact, linear anneal",
 ]
+WHOLE_RUNS = ("tune", "tune rivals", "anneal", "variants", "norm", "parity")
 JOB = ("study", "setting", "method", "seed", "lr", "anneal_end")
 FIELDS = (*JOB, "held_out", "train", "seconds", "steps_taken", "device", "torch", "command")
 
@@ -87,7 +90,7 @@ def families_of(study: str, settings: list[str], seeds: list[int]) -> list[list[
             for seed, until in itertools.product(seeds, ANNEAL_ENDS):
                 families.append([(study, name, m, seed, lr, until) for m in ("exact", "sparse")])
         else:
-            methods = PARITY if study == "parity" else NORM
+            methods = {"parity": PARITY, "norm": NORM, "variants": VARIANTS}[study]
             families += [[(study, name, m, seed, lr, end) for m in methods] for seed in seeds]
     return families
 
@@ -209,7 +212,7 @@ def study_scale() -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("study", choices=["tune", "tune rivals", "anneal", "norm", "parity", "speed", "scale"])
+    parser.add_argument("study", choices=[*WHOLE_RUNS, "speed", "scale"])
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--settings", nargs="+", default=list(SETTINGS), choices=list(SETTINGS))

@@ -23,7 +23,7 @@ _COMMON = TrainConfig(
     batch=16,
     steps=1000,
     warmup=0.02,
-    anneal_end=0.3,
+    anneal_end=0.2,
     min_alive=2,
     eval_windows=512,
     eval_every=100_000,
@@ -71,6 +71,11 @@ METHODS: Mapping[str, Method] = {
         for name, kind in (("SET", rivals.SetAdamW), ("RigL", rivals.RigLAdamW))
         for fraction, every in ((0.1, 25), (0.02, 25), (0.02, 100))
     },
+    "sparse, 2 candidates": _sparse(candidates=2.0),
+    "sparse, 4 candidates": _sparse(candidates=4.0),
+    "sparse, refresh 20": _sparse(refresh_every=20),
+    "sparse, refresh 20, beta1 0.9": _sparse(refresh_every=20, candidate_beta1=0.9),
+    "sparse, 4 candidates, refresh 20": _sparse(candidates=4.0, refresh_every=20),
     "true norm": _sparse(rivals.OracleAdamW),
     "sketch": _sparse(rivals.SketchAdamW),
     "sketch every 10": _sparse(rivals.SparseSketchAdamW),
