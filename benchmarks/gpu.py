@@ -268,8 +268,10 @@ def measure_group(run: Run, group: str, until: float) -> int:
     from sparsekern.bench.measure import COPY, DENSE, measure
     from sparsekern.bench.timer import append_rows
 
-    done, status = rows_of(run), 0
+    done, status, fitted = rows_of(run), 0, set()
     for case in cases_of(group, tiny=run.tiny):
+        if case.op in fitted:
+            continue
         if case not in done:
             if time.time() > until:
                 return STOPPED
@@ -288,7 +290,7 @@ def measure_group(run: Run, group: str, until: float) -> int:
                 append_rows(run.table, setting, timings, command, device=run.device, against=against)
             done[case] = set(timings)
         if group == "training" and DENSE in done[case]:
-            break  # smaller ones would say no more
+            fitted.add(case.op)  # smaller ones would say no more
     return status
 
 

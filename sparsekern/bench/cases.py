@@ -26,6 +26,7 @@ BUILDERS: Mapping[str, Builder] = {
     "adamw_project_": build_adamw_project,
     "adamw_select_": build_adamw_select,
     "training step": build_training_step,
+    "sparse training step": partial(build_training_step, mode="sparse"),
 }
 LINEAR = ("csr_linear", "csr_linear forward and backward")
 DENSITIES = (0.004, 0.1, 0.05, 0.02, 0.01, 0.001)
@@ -48,7 +49,8 @@ def goals() -> list[Case]:
 
 def training() -> list[Case]:
     """Whole steps, from the most tokens; the first that the dense contender fits is the one to compare."""
-    return [Case("training step", "bf16", tokens, *MODEL) for tokens in (131072, 65536, 32768, 16384, 8192)]
+    tokens = (131072, 65536, 32768, 16384, 8192)
+    return [Case(op, "bf16", t, *MODEL) for t, op in product(tokens, ("sparse training step", "training step"))]
 
 
 def sweep() -> list[Case]:
@@ -80,6 +82,7 @@ def cases_of(group: str, *, tiny: bool = False) -> list[Case]:
         "adamw_select_": model,
         "topk_project_": (0, 33, 70),
         "training step": (64, 32, 1),
+        "sparse training step": (64, 32, 1),
     }
     small = [Case(case.op, "f32", *sizes.get(case.op, (40, 64, 48)), 0.25) for case in cases]
     densities = [Case("csr_linear", "f32", 40, 64, 48, d) for d in (0.01, 0.02)] if group == "goals" else []

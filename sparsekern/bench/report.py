@@ -114,6 +114,7 @@ GOALS = (
     Goal("`abs_topk` against `torch.topk` and scatter", 20, ratio("torch", TOPK_AT)),
     Goal("Adam and projection, time over fused AdamW alone", 1.7, time_over_adamw, at_least=False),
     Goal("training step against masked dense", 15, ratio("dense", {"op": "training step", "n": MODEL[0]})),
+    Goal("the same in sparse mode", 15, ratio("dense", {"op": "sparse training step", "n": MODEL[0]})),
 )
 
 

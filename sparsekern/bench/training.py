@@ -1,4 +1,4 @@
-"""A training step under a benchmark: the sparse GPT in exact mode, against the same as masked dense PyTorch."""
+"""A training step under a benchmark: the sparse GPT, in either mode, against the same as masked dense PyTorch."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,7 +9,6 @@ from torch import Tensor
 from ..models import GPT, GPTConfig
 from ..ops import check_status
 from ..optim import SparseAdamW, param_groups
-from ..train import set_budgets
 from .masked_dense import MaskedDenseStep, masked_dense_copy
 from .measure import DENSE, DTYPES, Case, Problem, implementations
 
@@ -44,18 +43,15 @@ class SparseStep:
         self.optimizer.step()
 
 
-def build_training_step(case: Case, device: torch.device) -> Problem:
+def build_training_step(case: Case, device: torch.device, mode: str = "exact") -> Problem:
     """Forward, backward and update of a GPT of width N with K layers, all its matrices at the density."""
     torch.manual_seed(0)
     dtype = DTYPES[case.dtype]
     context = min(CONTEXT, case.tokens)
-    model = GPT(GPTConfig(block_size=context, vocab_size=VOCAB, d_model=case.n, n_layer=case.k)).to(device)
-    model.set_floor(min(MIN_ALIVE, int(case.density * case.n)))
-    set_budgets(model.matrices() + model.embeddings(), case.density)
-    for weight in model.matrices() + model.embeddings():
-        weight.project_()
+    config = GPTConfig(block_size=context, vocab_size=VOCAB, d_model=case.n, n_layer=case.k)
+    model = GPT(config, density=case.density, floor=min(MIN_ALIVE, int(case.density * case.n))).to(device)
     dense = MaskedDenseStep(model, masked_dense_copy(model), lr=LR, dtype=dtype)
-    sparse = SparseStep(model, dtype)
+    sparse = SparseStep(model, dtype, mode)
     ids = torch.randint(VOCAB, (case.tokens // context, context + 1), device=device)
     inputs, targets = ids[:, :-1].contiguous(), ids[:, 1:].contiguous()
 

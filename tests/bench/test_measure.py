@@ -62,6 +62,10 @@ WRONG: dict[str, tuple[str, Callable[..., Any]]] = {
     "topk_project_": ("topk_project_", first_entries),
     "adamw_project_": ("adamw_project_", lambda weights, *rest: torch.full((len(weights),), 2**63 - 1)),
     "adamw_select_": ("adamw_select_", lambda weights, *rest: torch.full((len(weights),), 2**63 - 1)),
+    "sparse training step": (
+        "csr_linear",
+        lambda x, values, *rest: 9 * x.new_ones(*x.shape[:-1], rest[0].numel() - 1),
+    ),
     "training step": ("csr_linear", lambda x, values, *rest: 9 * x.new_ones(*x.shape[:-1], rest[0].numel() - 1)),
 }
 
