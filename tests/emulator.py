@@ -1,5 +1,6 @@
 """The CUDA kernels on the CPU: builds ``_emu.so`` (csrc/emu), loads it, and puts its ops in place of the CPU's."""
 
+import fcntl
 import os
 import subprocess
 import sys
@@ -29,9 +30,12 @@ def build(library: str, kind: str = KIND) -> Path:
     }
     environment = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}  # see run_under_asan
     configure = ["cmake", "-S", ROOT, "-B", folder, "-GNinja", *(f"-D{k}={v}" for k, v in options.items())]
-    for command in (configure, ["cmake", "--build", folder, "--target", TARGETS[library]]):
-        done = subprocess.run([str(part) for part in command], capture_output=True, text=True, env=environment)
-        assert done.returncode == 0, done.stdout + done.stderr
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # another process of these tests may be building it
+        for command in (configure, ["cmake", "--build", folder, "--target", TARGETS[library]]):
+            done = subprocess.run([str(part) for part in command], capture_output=True, text=True, env=environment)
+            assert done.returncode == 0, done.stdout + done.stderr
     return folder / library
 
 
