@@ -23,6 +23,7 @@ import multiprocessing as mp
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -44,7 +45,7 @@ console = Console(soft_wrap=True, highlight=False)
 
 # ---- whole runs
 
-RATES = (0.03, 0.06, 0.12)
+RATES = (0.015, 0.03, 0.06, 0.12)
 ANNEAL_ENDS = (0.1, 0.2, 0.3, 0.5)
 TUNING_SEED = 100  # not among those that are compared
 RIVALS = [name for name in METHODS if name.startswith(("SET", "RigL"))]
@@ -114,7 +115,10 @@ def run_family(family: list[Job], finished: set[Job], rows: "mp.Queue[dict[str, 
 
 def work(todo: "mp.Queue[list[Job] | None]", finished: set[Job], rows: "mp.Queue[dict[str, Any] | None]") -> None:
     for family in iter(todo.get, None):
-        run_family(family, finished, rows)
+        try:
+            run_family(family, finished, rows)
+        except Exception:  # the other families can still be run
+            traceback.print_exc()
     rows.put(None)
 
 
@@ -201,6 +205,11 @@ def study_scale() -> None:
         results = context.Queue()
         process = context.Process(target=in_a_process_of_its_own, args=(case, results))
         process.start()
+        while process.is_alive() and results.empty():
+            process.join(1)
+        if results.empty():
+            console.print(f"{case}: the process ended with {process.exitcode} (out of memory?)")
+            continue
         outcome = results.get()
         process.join()
         row = {"study": "scale", "d_model": case.d_model, "n_layer": case.n_layer, "density": case.density}

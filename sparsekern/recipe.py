@@ -82,6 +82,8 @@ class TrainConfig:
             raise ValueError(f"mode must be exact or sparse, got {self.mode!r}")
         if self.switch not in ("end-of-anneal", "density", "never-dense"):
             raise ValueError(f"switch must be end-of-anneal, density or never-dense, got {self.switch!r}")
+        if not 0 < self.switch_density <= 1:
+            raise ValueError(f"switch_density must be in (0, 1], got {self.switch_density}")
         if not self.start_factor >= 1:
             raise ValueError(f"start_factor must be at least 1, got {self.start_factor}")
         if self.dtype not in ("f32", "bf16"):
@@ -109,6 +111,11 @@ class TrainConfig:
         """Of the density of matrices whose last one is ``target``."""
         initial = min(1.0, self.start_factor * target) if self.is_never_dense else 1.0
         return Anneal(self.anneal, self.anneal_start, self.anneal_end, initial)
+
+    def is_sparse_after(self, density: float) -> bool:
+        """Whether a step at this density of the matrices is the last one in exact mode, at the latest."""
+        at = self.density if self.switch == "end-of-anneal" else max(self.density, self.switch_density)
+        return self.mode == "sparse" and density <= at
 
     @property
     def target_embedding_density(self) -> float:

@@ -180,7 +180,7 @@ class Trainer:
             CheckpointError: a checkpoint could not be written; the one before it is kept.
         """
         with open(self.folder / METRICS if self.is_first else os.devnull, "a", buffering=1) as metrics:
-            while self.step < self.config.steps and not distributed.anyone(self.stop_requested, self.device):
+            while self.step < self.config.steps and not self._is_to_stop():
                 self._train_step()
                 if self._is_time_to_read():
                     yield from self._report(metrics)
@@ -209,23 +209,22 @@ class Trainer:
                 self.optimizer.step()
             except RuntimeError as error:
                 raise TrainingError(f"step {self.step + 1}: {self._first_nonfinite(ids) or error}") from error
+            if self.config.is_sparse_after(density) and self.optimizer.mode == "exact":
+                self.optimizer.to_sparse_()
         self.step += 1
-        if self._is_time_to_switch(density):
-            self.optimizer.to_sparse_()
         nnz = sum(w.nnz for w in self.sparse_weights)
         taken = distributed.mean(loss.detach()), self.optimizer.gradient_rms
         self._taken.append(_Taken(self.step, *taken, lr, self._density(), nnz))
-
-    def _is_time_to_switch(self, density: float) -> bool:
-        config = self.config
-        if config.mode == "exact" or self.optimizer.mode == "sparse":
-            return False
-        return density <= (config.density if config.switch == "end-of-anneal" else config.switch_density)
 
     def _density(self) -> float:
         """Of the matrices; in sparse mode it follows the schedule in stages."""
         matrices = self.model.matrices()
         return sum(w.nnz for w in matrices) / sum(w.shape[0] * w.shape[1] for w in matrices)
+
+    def _is_to_stop(self) -> bool:
+        if distributed.world_size() == 1:
+            return self.stop_requested
+        return not self._taken and distributed.anyone(self.stop_requested, self.device)  # asking waits for a GPU
 
     def _is_time_to_read(self) -> bool:
         return (

@@ -457,6 +457,18 @@ def test_it_switches_where_it_should(new: Callable[..., Trainer], switch: str) -
             assert all(t.numel() <= len(weight.active) <= 2 * weight.nnz for t in state.values())
 
 
+@pytest.mark.parametrize("anneal", ["linear", "geometric", "fast"])
+@pytest.mark.parametrize("density", [0.25, 0.2, 0.1, 0.0065108696408542775])
+def test_every_anneal_ends_in_sparse_mode(anneal: str, density: float) -> None:
+    config = dataclasses.replace(TINY, anneal=anneal, density=density, steps=1000, min_alive=0)
+    schedule = config.schedule(density)
+    for switch, at in (("end-of-anneal", 500), ("density", 500)):
+        config = dataclasses.replace(config, switch=switch)
+        switched = [t for t in range(1000) if config.is_sparse_after(schedule.density(t, 1000, density))]
+        assert switched == list(range(switched[0], 1000))
+        assert switched[0] == at or (switch == "density" and 0 < switched[0] < at)
+
+
 def test_exact_mode_stays_exact(new: Callable[..., Trainer]) -> None:
     trainer = new(mode="exact")
     list(trainer.run())

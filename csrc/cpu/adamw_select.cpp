@@ -22,9 +22,10 @@ struct Workspace {
   int64_t bytes;
 };
 
-// Ages beyond which 1 - beta2^age is 1 in any float.
-int64_t ages_of(const AdamwSelectArgs& a) {
-  return a.beta2 > 0 ? 2 + int64_t(60 * __builtin_log(2) / -__builtin_log(a.beta2)) : 2;
+// Ages of positions: none is above the step, and beyond some age 1 - beta2^age is 1 in any float.
+int64_t ages_of(const AdamwSelectArgs& a, const AdamwSelectMatrix& m) {
+  const double enough = a.beta2 > 0 ? 60 * __builtin_log(2) / -__builtin_log(a.beta2) : 1;
+  return 2 + int64_t(enough < *m.step ? enough : *m.step);
 }
 
 int64_t neurons_at_hand(const AdamwSelectMatrix& m) { return m.axis == 0 ? 1 : m.cols; }
@@ -54,7 +55,7 @@ Workspace carve(const AdamwSelectArgs& a, const AdamwSelectMatrix& m, uint8_t* b
     return p;
   };
   w.scores = take(m.active * int64_t(sizeof(T)));
-  w.corrections = take(ages_of(a) * int64_t(sizeof(T)));
+  w.corrections = take(ages_of(a, m) * int64_t(sizeof(T)));
   w.best = take(Best<T>::bytes(neurons_at_hand(m), m.floor));
   w.ends = take(16);
   w.selection = base + w.bytes;
@@ -76,11 +77,11 @@ void adam(const AdamwSelectArgs& a, const AdamwSelectMatrix& m, const Workspace&
   T *weight = static_cast<T*>(m.weight), *avg = static_cast<T*>(m.exp_avg), *sq = static_cast<T*>(m.exp_avg_sq);
   const T *grad = static_cast<const T*>(m.grad), *joined = static_cast<const T*>(m.joined);
   T *scores = static_cast<T*>(w.scores), *corrections = static_cast<T*>(w.corrections);
-  const int64_t ages = ages_of(a);
+  const int64_t ages = ages_of(a, m);
   for (int64_t i = 0; i < ages; ++i) corrections[i] = 0;  // worked out when first asked for
   for (int64_t p = 0; p < m.active; ++p) {
     const Group& g = groups[m.in_support[p]];
-    const int64_t age = min_of(int64_t(t - double(joined[p])), ages - 1);
+    const int64_t age = max_of(1, min_of(int64_t(t - double(joined[p])), ages - 1));
     if (corrections[age] == 0) corrections[age] = T(__builtin_sqrt(1 - __builtin_pow(a.beta2, double(age))));
     const T step_size = joined[p] == 0 ? g.first_step_size : lr;
     adam_update(weight[p], grad[p] * scale, avg[p], sq[p], g.beta1, g.rest1, beta2, rest2, step_size, corrections[age],

@@ -104,7 +104,7 @@ class SmoothSketchAdamW(SketchAdamW):
 
 
 class SupportNormAdamW(SparseAdamW):
-    """Sparse mode that takes the active positions' gradients for all there are."""
+    """Sparse mode that counts the gradient of all positions that are not active as zero."""
 
     def _gradient_rms(self) -> Tensor:
         for weight in self.sparse_weights:
@@ -142,16 +142,16 @@ class SetAdamW(FrozenAdamW):
         return self.fraction / 2 * (1 + math.cos(math.pi * self._steps / self.steps))
 
     def _refresh(self, weight: SparseWeight, group: dict[str, Any]) -> None:
-        count = int(self._fraction() * weight.nnz)
+        count, state, flat = int(self._fraction() * weight.nnz), self._state(weight.active), active_flat(weight)
         kept = weight.active.abs().argsort(descending=True, stable=True)[: weight.nnz - count].sort().values
         kept = self._with_floor(weight, kept)
-        grown = self._grow(weight, active_flat(weight), weight.nnz - len(kept))
-        new = Draws(grown.sort().values, torch.ones(len(grown)))
-        replace_active_(weight, self._state(weight.active), kept, new, self._steps)
+        grown = self._grow(weight, flat[kept], weight.nnz - len(kept))
+        replace_active_(weight, state, kept, Draws(grown.sort().values, torch.ones(len(grown))))
+        state["joined"].zero_()  # no candidates: moments that were reset, as in any Adam
+        where = weight.active_pattern.active
         everything = torch.arange(len(weight.active))
-        pattern = weight.active_pattern.active
-        weight.set_active_(pattern.crow_indices, pattern.col_indices, weight.active.data, everything)
-        weight._set_pattern(pattern.crow_indices, pattern.col_indices)
+        weight.set_active_(where.crow_indices, where.col_indices, weight.active.data, everything)
+        weight._set_pattern(where.crow_indices.clone(), where.col_indices.clone())
 
     def _with_floor(self, weight: SparseWeight, kept: Tensor) -> Tensor:
         """``kept``, and of each neuron that this would leave below its floor, all that it had."""

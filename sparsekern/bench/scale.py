@@ -16,7 +16,7 @@ D_HEAD = 16
 
 @dataclass(frozen=True)
 class Scale:
-    """A model of random nonzeros, ``per_input`` times d_model of them per row of its square matrices' width."""
+    """A model of random nonzeros, and how many tokens it sees per step."""
 
     d_model: int
     n_layer: int

@@ -104,9 +104,10 @@ class _StudyTrainer(Trainer):
 
 def branch_step(config: TrainConfig, at: str) -> int:
     """Steps done when the exact run is to be left: the next one switches."""
-    threshold = config.density if at == "end-of-anneal" else config.switch_density
+    config = replace(config, mode="sparse", switch=at)
     schedule = config.schedule(config.density)
-    return next(t for t in range(config.steps) if schedule.density(t, config.steps, config.density) <= threshold)
+    densities = (schedule.density(t, config.steps, config.density) for t in range(config.steps))
+    return next(t for t, density in enumerate(densities) if config.is_sparse_after(density))
 
 
 def run(config: TrainConfig, method: Method, scratch: Path, trunk: Path) -> Outcome:

@@ -40,7 +40,7 @@ class SparseWeight(nn.Module):
     Attributes:
         crow_indices, col_indices: the pattern, int32 (int64 where a count would overflow); saved with the module.
         floor, axis: nonzeros that a projection keeps at least in every row (axis 0) or column (axis 1).
-        budget: nonzeros that the next projection keeps.
+        budget: nonzeros that the next projection keeps; not saved with the module, which begins with those it has.
         observed: while it is not None, the activity of the layer's rows and columns is measured in its gradients: two
             leaf tensors (N) and (K), see :func:`sparsekern.ops.observe`.
     """
@@ -238,7 +238,7 @@ class SparseWeight(nn.Module):
         leaves = (torch.zeros(size, dtype=self.dtype, device=self.device, requires_grad=True) for size in self.shape)
         self.observed = tuple(leaves) if on else None  # type: ignore[assignment]
 
-    def to_sparse_(self) -> "SparseWeight":
+    def to_values_(self) -> "SparseWeight":
         """Switch to the values form, in place; all else is dropped. An optimizer must be built afterwards."""
         if self.form != "values":
             self._set_parameter("values", self.values.detach().clone())
@@ -249,7 +249,7 @@ class SparseWeight(nn.Module):
         if self.form != "active":
             self._set_parameter("active", self.values.detach().clone())
             everything = torch.arange(self.nnz, device=self.device)
-            self.set_active_(self.crow_indices, self.col_indices, self.active.data, everything)
+            self.set_active_(self.crow_indices.clone(), self.col_indices.clone(), self.active.data, everything)
         return self
 
     def to_master_(self) -> "SparseWeight":
@@ -342,8 +342,11 @@ def _replace_data(parameter: nn.Parameter, data: Tensor) -> None:
 
 
 def _slots(active: CSR, support: CSR) -> Tensor:
-    """(nnz) which of the active positions are the support; ValueError if some of it is not among them."""
+    """(nnz) which of the active positions are the support; ValueError if these two do not fit."""
     places, held = active.pattern.flat_indices(), support.pattern.flat_indices()
     if not is_among(held, places).all():
-        raise ValueError("the active positions must contain the support")
-    return torch.searchsorted(places, held)
+        raise ValueError("active_crow_indices and active_col_indices must contain all of crow_indices and col_indices")
+    slots = torch.searchsorted(places, held)
+    if active.values.index_fill(0, slots, 0).any():
+        raise ValueError("active must be 0 outside of crow_indices and col_indices")
+    return slots

@@ -21,6 +21,8 @@ def average_gradients_(weights: Sequence[SparseWeight]) -> None:
     """
     sent: list[Tensor] = []
     for weight in weights:
+        if not weight.parameter.requires_grad:
+            continue
         if weight.parameter.grad is None:
             weight.parameter.grad = torch.zeros_like(weight.parameter)
         if weight.form == "master":

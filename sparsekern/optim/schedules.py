@@ -38,6 +38,8 @@ class Anneal:
     def density(self, step: int, steps: int, target: float) -> float:
         """The density at ``step`` of ``steps``."""
         t = min(1.0, max(0.0, (step / steps - self.start) / (self.end - self.start)))
+        if t >= 1:
+            return target  # exactly, which arithmetic would miss by a digit
         initial = max(self.initial, target)
         if self.shape == "linear":
             return initial + t * (target - initial)

@@ -17,6 +17,7 @@ from ..ops.topk_project import topk_select
 from .parallel import average_gradients_, require_equal, world_size
 from .topology import REPLACED, active_flat, draw_candidates, replace_active_
 
+_OWN = ("named_weights", "gradient_rms", "_steps", "_is_averaged")  # attributes that torch does not know
 _RMS_EPS = 1e-5  # keeps the normalisation finite when all gradients vanish
 
 
@@ -51,6 +52,16 @@ def _grads(params: Sequence[Tensor]) -> list[Tensor]:
     return [p.grad for p in params if p.grad is not None]
 
 
+def _of_all_groups(name: str) -> Any:
+    """An attribute that lives in the groups, so that ``state_dict`` has it."""
+
+    def change(self: "SparseAdamW", value: Any) -> None:
+        for group in self.param_groups:
+            group[name] = value
+
+    return property(lambda self: self.param_groups[0][name], change)
+
+
 class SparseAdamW(torch.optim.Optimizer):
     """Adam with decoupled weight decay for models with sparse weights.
 
@@ -71,7 +82,8 @@ class SparseAdamW(torch.optim.Optimizer):
         lr: learning rate; change it through ``param_groups`` or an LR scheduler.
         mode: "exact" or "sparse".
         betas, eps, weight_decay: as published; ``eps`` is relative to gradients of unit root mean square.
-        candidates: candidates per nonzero; ``math.inf`` makes every position active.
+        candidates: candidates per nonzero; ``math.inf`` makes every position active, 0 freezes the support (and the
+            norm of the gradient is then that of the support alone).
         refresh_every: steps from one refresh to the next; at least about ``2 / (1 - candidate_beta1)``.
         candidate_beta1: replaces ``betas[0]`` for candidates, which need a steadier gradient to enter.
         seed: of the draws of candidates; equal seeds and gradients give equal ones.
@@ -82,6 +94,11 @@ class SparseAdamW(torch.optim.Optimizer):
     Raises:
         ValueError: an argument out of range, or sparse parameters that did not come from :func:`param_groups`.
     """
+
+    candidates = _of_all_groups("candidates")
+    refresh_every = _of_all_groups("refresh_every")
+    candidate_beta1 = _of_all_groups("candidate_beta1")
+    seed = _of_all_groups("seed")
 
     def __init__(
         self,
@@ -109,25 +126,27 @@ class SparseAdamW(torch.optim.Optimizer):
             )
         if refresh_every < 1:
             raise ValueError(f"refresh_every must be positive, got {refresh_every}")
-        self.candidates = candidates
-        self.refresh_every = refresh_every
-        self.candidate_beta1 = candidate_beta1
-        self.seed = seed
         self.named_weights: dict[str, SparseWeight] = {}
-        groups = []
+        groups, new = [], []
         for group in params:
             if not isinstance(group, dict):
                 raise ValueError("params must be the groups that sparsekern.optim.param_groups(model) returns")
             group = dict(group)
             weights = group.pop("sparse_weights", {})
             if weights:
+                new += [w for w in weights.values() if w.form != "active"]
                 formed = [w.to_master_() if mode == "exact" else w.to_active_() for w in weights.values()]
                 group["params"] = [w.parameter for w in formed]
                 self.named_weights |= weights
             groups.append(group)
-        super().__init__(groups, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
+        defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "candidates": candidates}
+        defaults |= {"refresh_every": refresh_every, "candidate_beta1": candidate_beta1, "seed": seed}
+        super().__init__(groups, defaults)
         self.gradient_rms = torch.zeros(())
         self.prepare()
+        if mode == "sparse":
+            for weight in new:
+                self._draw_first(weight)
 
     @property
     def sparse_weights(self) -> list[SparseWeight]:
@@ -150,15 +169,18 @@ class SparseAdamW(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        if world_size() > 1:
-            average_gradients_(self.sparse_weights)
+        self._check_weights()
+        self.average_gradients_()
+        self._is_averaged = False
         self.gradient_rms = self._gradient_rms()
         if self.gradient_rms.device.type == "cpu" and not torch.isfinite(self.gradient_rms):
             raise RuntimeError(f"SparseAdamW: the gradient is not finite (root mean square {self.gradient_rms})")
         scale = 1 / (self.gradient_rms + _RMS_EPS)
+        stepped = []
         for group in self.param_groups:
             params = [p for p in group["params"] if p.grad is not None]
             sparse = self._sparse(params)
+            stepped += [(weight, group) for weight in sparse.values() if weight.form == "active"]
             self._step_masters(group, [w for w in sparse.values() if w.form == "master"], scale)
             self._step_active(group, [w for w in sparse.values() if w.form == "active"], scale)
             self._step_dense(group, [p for p in params if p not in sparse], scale)
@@ -167,21 +189,31 @@ class SparseAdamW(torch.optim.Optimizer):
                 weight.project_()
         self._steps += 1
         if self._is_refresh(self._steps):
-            for group in self.param_groups:
-                for weight in self._sparse(group["params"]).values():
-                    if weight.form == "active":
-                        self._refresh(weight, group)
+            for weight, group in stepped:
+                self._refresh(weight, group)
             if world_size() > 1:
                 require_equal(self.named_weights)
         self._observe()
         return loss
 
     @torch.no_grad()
+    def average_gradients_(self) -> None:
+        """Average the gradients of sparse weights over all processes, once per step.
+
+        :meth:`step` does it; call it before anything else that looks at gradients: ``GradScaler.unscale_`` and
+        ``GradScaler.step``, ``clip_grad_norm_``.
+        """
+        if world_size() > 1 and not self._is_averaged:
+            average_gradients_(self.sparse_weights)
+        self._is_averaged = True
+
+    @torch.no_grad()
     def to_sparse_(self) -> None:
         """Go on in sparse mode, after a step in exact mode, from its gradients and moments.
 
         Half of the first candidates are the positions off the support with the largest steps, which keep their moments;
-        the others are drawn. Each ``master`` Parameter is replaced by an ``active`` one, here and in the model.
+        the others are drawn by the norms of the gradient's rows and columns, if it is still there. Each ``master``
+        Parameter is replaced by an ``active`` one, here and in the model.
         """
         for group in self.param_groups:
             sparse = self._sparse(group["params"])
@@ -195,6 +227,7 @@ class SparseAdamW(torch.optim.Optimizer):
         """Take up the state, after it was filled from a checkpoint by other means than :meth:`load_state_dict`."""
         steps = [int(s["step"]) for w in self.sparse_weights if (s := self.state.get(w.parameter))]
         self._steps = max(steps, default=0)
+        self._is_averaged = False
         self._observe()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -203,13 +236,29 @@ class SparseAdamW(torch.optim.Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         """For copies and pickles: torch's own would leave out what is not in every optimizer."""
-        return self.__dict__ | super().__getstate__()
+        return super().__getstate__() | {name: getattr(self, name) for name in _OWN}
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         super().zero_grad(set_to_none)
+        self._is_averaged = False
         for weight in self.sparse_weights:
             for leaf in weight.observed or ():
                 leaf.grad = None
+
+    def _check_weights(self) -> None:
+        """Before anything is changed."""
+        known = {p for group in self.param_groups for p in group["params"]}
+        for name, weight in self.named_weights.items():
+            if weight.parameter not in known:
+                raise RuntimeError(
+                    f"SparseAdamW: {name} has taken the {weight.form} form since the optimizer was built: load a model "
+                    "before building its optimizer, with mode='sparse' for a checkpoint of sparse mode"
+                )
+            if weight.form == "active" and self._is_refresh(self._steps + 1) and weight.budget > len(weight.active):
+                raise RuntimeError(
+                    f"SparseAdamW: the budget of {name} must be at most its {len(weight.active)} active positions, got "
+                    f"{weight.budget}"
+                )
 
     def _sparse(self, params: Sequence[Tensor]) -> dict[Tensor, SparseWeight]:
         """The weights whose Parameters are among ``params``, in the order of these."""
@@ -274,10 +323,8 @@ class SparseAdamW(torch.optim.Optimizer):
             weight.set_pattern_(m.pattern, m.slots)
 
     def _active_matrix(self, weight: SparseWeight) -> ActiveMatrix:
-        is_refresh = self._is_refresh(self._steps + 1)  # only then lengths change
-        if is_refresh and weight.budget > len(weight.active):
-            raise ValueError(f"budget must be at most the {len(weight.active)} active positions, got {weight.budget}")
         state, where = self._state(weight.active), weight.active_pattern
+        is_refresh = self._is_refresh(self._steps + 1)  # only then lengths change
         pattern = weight.next_pattern(weight.budget if is_refresh else weight.nnz)
         assert weight.active.grad is not None
         assert weight.in_support is not None
@@ -340,7 +387,7 @@ class SparseAdamW(torch.optim.Optimizer):
     def _wanted(self, weight: SparseWeight) -> int:
         """How many candidates a weight should have."""
         n, k = weight.shape
-        return int(min(self.candidates * weight.nnz, n * k - weight.nnz))
+        return int(min(self.candidates * max(1, weight.nnz), n * k - weight.nnz))
 
     def _speed(self, state: dict[str, Tensor], beta1: float, group: dict[str, Any]) -> Tensor:
         """The magnitude of each position's last step, in units of the learning rate."""
@@ -348,7 +395,14 @@ class SparseAdamW(torch.optim.Optimizer):
         joined = state.get("joined", torch.zeros_like(step))
         first = torch.where(joined == 0, 1 - beta1**step, 1.0)
         root = (state["exp_avg_sq"] / (1 - beta2 ** (step - joined))).sqrt()
-        return state["exp_avg"].abs() / first / (root + group["eps"])
+        return (state["exp_avg"].abs() / first / (root + group["eps"])).nan_to_num_(0.0)  # 0 / 0 before the first step
+
+    def _draw_first(self, weight: SparseWeight) -> None:
+        """Candidates for a support that has none, before anything was measured."""
+        wanted, flat = self._wanted(weight), active_flat(weight)
+        row_norms, col_norms = (weight.active.new_ones(size) for size in weight.shape)
+        new = draw_candidates(weight, row_norms, col_norms, flat, wanted, self._generator(weight))
+        replace_active_(weight, self._state(weight.active), torch.arange(len(flat), device=flat.device), new)
 
     def _refresh(self, weight: SparseWeight, group: dict[str, Any]) -> None:
         state, wanted = self._state(weight.active), self._wanted(weight)
@@ -365,7 +419,7 @@ class SparseAdamW(torch.optim.Optimizer):
         )
         taken, count = active_flat(weight)[kept], weight.nnz + wanted - len(kept)
         new = draw_candidates(weight, row_norms, col_norms, taken, count, self._generator(weight))
-        replace_active_(weight, state, kept, new, self._steps)
+        replace_active_(weight, state, kept, new)
 
     def _to_active(self, weight: SparseWeight, group: dict[str, Any]) -> None:
         master, state = weight.master, self._state(weight.master)
@@ -385,7 +439,7 @@ class SparseAdamW(torch.optim.Optimizer):
         weight.set_active_(*compressed(flat, weight.shape), master.detach().flatten()[flat], slots)
         state = self.state[weight.active] = {"step": state["step"], **kept_state}
         state |= {"joined": torch.zeros_like(weight.active), "norm_weight": torch.ones_like(weight.active)}
-        replace_active_(weight, state, torch.arange(len(flat), device=flat.device), new, self._steps)
+        replace_active_(weight, state, torch.arange(len(flat), device=flat.device), new)
 
     def _state(self, p: Tensor) -> dict[str, Tensor]:
         state = self.state[p]

@@ -62,21 +62,20 @@ def draw_candidates(
 
 
 class _Distribution:
-    """In proportion to some norms, for a share of the draws uniform."""
+    """In proportion to some norms, for a share of the draws uniform; all uniform where the norms say nothing."""
+
+    _UNITS = 2**40  # integers add up to the same number in any order
 
     def __init__(self, norms: Tensor, uniform: float) -> None:
         norms = norms.double()
         size, total = len(norms), norms.sum()
-        idle = ~(total > 0)  # also where it is not finite
-        self.probability = torch.where(idle, 1 / size, (1 - uniform) * norms / total + uniform / size)
-        self._ends = self.probability.cumsum(0)
+        measured = (total > 0) & total.isfinite()
+        self.probability = torch.where(measured, (1 - uniform) * norms / total + uniform / size, 1 / size)
+        self._ends = (self.probability * self._UNITS).long().cumsum(0)
 
     def draw(self, count: int, generator: torch.Generator) -> Tensor:
         at = torch.rand(count, dtype=torch.float64, generator=generator, device=self._ends.device) * self._ends[-1]
-        return torch.searchsorted(self._ends, at, right=True).clamp_(max=len(self._ends) - 1)
-
-
-State = dict[str, Tensor]  # what is kept per active position, beside the weight itself: all of its length and dtype
+        return torch.searchsorted(self._ends, at.long(), right=True).clamp_(max=len(self._ends) - 1)
 
 
 def active_flat(weight: SparseWeight) -> Tensor:
@@ -84,21 +83,22 @@ def active_flat(weight: SparseWeight) -> Tensor:
     return weight.active_pattern.active.flat_indices()
 
 
-def replace_active_(weight: SparseWeight, state: State, kept: Tensor, new: Draws, step: int) -> None:
+def replace_active_(weight: SparseWeight, state: dict[str, Tensor], kept: Tensor, new: Draws) -> None:
     """Let ``weight`` have the active positions ``kept`` (indices, ascending) and ``new``, and ``state`` follow.
 
-    ``state`` holds ``exp_avg``, ``exp_avg_sq``, ``joined`` and ``norm_weight`` (see :class:`Draws`): what is kept
-    stands for itself from now on; what is new has no moments and joins after ``step``.
+    ``state`` is the optimizer's. It holds, for every active position, ``exp_avg``, ``exp_avg_sq``, ``joined`` and
+    ``norm_weight`` (see :class:`Draws`): what is kept stands for itself from now on; what is new has no moments and
+    joins after the weight's last step.
     """
     flat, order = torch.cat([active_flat(weight)[kept], new.flat]).sort()
 
-    def merged(old: Tensor, of_new: Tensor | float) -> Tensor:
-        added = of_new if isinstance(of_new, Tensor) else old.new_full((len(new.flat),), of_new)
-        return torch.cat([old[kept], added.to(old.dtype)])[order]
+    def merged(old: Tensor, of_new: Tensor) -> Tensor:
+        return torch.cat([old[kept], of_new.to(old.dtype).expand(len(new.flat))])[order]
 
-    for name, of_new in (("exp_avg", 0.0), ("exp_avg_sq", 0.0), ("joined", float(step))):
+    zero = state["step"].new_zeros(())
+    for name, of_new in (("exp_avg", zero), ("exp_avg_sq", zero), ("joined", state["step"])):
         state[name] = merged(state[name], of_new)
     state["norm_weight"] = merged(torch.ones_like(state["norm_weight"]), new.weight)
     assert weight.in_support is not None
-    slots = merged(weight.in_support, False).nonzero().flatten()
-    weight.set_active_(*compressed(flat, weight.shape), merged(weight.active.data, 0.0), slots)
+    slots = merged(weight.in_support, zero).nonzero().flatten()
+    weight.set_active_(*compressed(flat, weight.shape), merged(weight.active.data, zero), slots)

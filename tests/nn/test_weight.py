@@ -13,7 +13,7 @@ from sparsekern.nn import SparseLinear, SparseWeight
 from sparsekern.ops.choice import BREAK_EVEN
 
 N, K = 6, 9
-FORMS = {"values": SparseWeight.to_sparse_, "master": SparseWeight.to_master_}
+FORMS = {"values": SparseWeight.to_values_, "master": SparseWeight.to_master_}
 form = pytest.mark.parametrize("form", FORMS)
 
 
@@ -73,7 +73,7 @@ def test_master_form_is_the_same_matrix() -> None:
 def test_forms_round_trip(form: str) -> None:
     weight = a_weight(form)
     before = snapshot(weight)
-    assert snapshot(weight.to_master_().to_sparse_())[1:] == before[1:]
+    assert snapshot(weight.to_master_().to_values_())[1:] == before[1:]
     assert snapshot(FORMS[form](weight)) == before
     weight.csr.validate()
 
@@ -90,7 +90,7 @@ def test_switching_keeps_requires_grad(requires_grad: bool) -> None:
     weight = a_weight("values")
     weight.values.requires_grad_(requires_grad)
     assert weight.to_master_().master.requires_grad is requires_grad
-    assert weight.to_sparse_().values.requires_grad is requires_grad
+    assert weight.to_values_().values.requires_grad is requires_grad
 
 
 def test_values_read_the_master() -> None:

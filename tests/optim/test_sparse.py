@@ -117,7 +117,6 @@ def assert_sound(weight: SparseWeight, name: str) -> None:
     assert (weight.active[~weight.in_support] == 0).all(), name
     weight.csr.validate()
     if weight.floor:
-        assert (weight.to_dense() != 0).sum(1 - weight.axis).min() >= 0
         rows, cols = weight.pattern.flat_indices() // weight.shape[1], weight.col_indices.long()
         counts = torch.bincount((rows, cols)[weight.axis], minlength=weight.shape[weight.axis])
         assert counts.min() >= weight.floor, name
@@ -242,7 +241,6 @@ def test_the_norm_is_near_the_true_one() -> None:
     after_the_first_draw = torch.tensor(ratios[1:])
     assert 0.9 < after_the_first_draw.mean() < 1.1
     assert 0.5 < after_the_first_draw.min() <= after_the_first_draw.max() < 2
-    assert ratios[0] < 0.5  # without candidates, most of the gradient is not seen
 
 
 # ---- from exact to sparse
@@ -280,9 +278,9 @@ def test_to_sparse_keeps_weights_and_moments() -> None:
         speed = speed / ((moments[name]["exp_avg_sq"] / (1 - 0.95**40)).sqrt() + 0.1)
         speed.view(-1)[weight.pattern.flat_indices()] = 0
         assert torch.isin(speed.flatten().topk(wanted // 2).indices, flat).all()
-    losses = train(model, optimizer, data[40:], budgets=False)
-    assert optimizer.gradient_rms.item() == pytest.approx(norm, rel=1.0)
-    assert all(math.isfinite(loss) for loss in losses)
+    losses = train(model, optimizer, data[39:40], budgets=False)  # the batch of the last step
+    assert 0.6 * norm < optimizer.gradient_rms.item() < 1.6 * norm
+    assert math.isfinite(losses[0])
 
 
 def test_sparse_mode_learns_like_exact_mode() -> None:
@@ -439,8 +437,10 @@ def test_grad_scaler() -> None:
         assert torch.equal(active_flat(weight), active_flat(weights_of(plain)[name])), name
 
 
-def train_unscheduled(model: GPT, data: list[tuple[Tensor, Tensor]]) -> list[float]:
-    optimizer, losses = sparse_optimizer(model), []
+def train_unscheduled(
+    model: GPT, data: list[tuple[Tensor, Tensor]], optimizer: SparseAdamW | None = None
+) -> list[float]:
+    optimizer, losses = optimizer or sparse_optimizer(model), []
     for batch in data:
         optimizer.zero_grad()
         loss = model.loss(*batch)
@@ -453,11 +453,16 @@ def train_unscheduled(model: GPT, data: list[tuple[Tensor, Tensor]]) -> list[flo
 def test_weights_without_gradients_stay() -> None:
     model = sparse_model()
     frozen = weights_of(model)["blocks.0.mlp.c_fc.weight"]
-    frozen.active if frozen.form == "active" else frozen.values.requires_grad_(False)
+    frozen.values.requires_grad_(False)
     optimizer = sparse_optimizer(model)
     before = frozen.to_dense().clone()
     train(model, optimizer, list(batches(9)), budgets=False)
     assert torch.equal(frozen.to_dense(), before)
+    frozen.active.requires_grad_(True)  # from now on it learns, with a count of its own
+    losses = train(model, optimizer, list(batches(9)), budgets=False)
+    assert not torch.equal(frozen.to_dense(), before)
+    assert optimizer.state[frozen.active]["step"] == 9
+    assert all(math.isfinite(loss) for loss in losses)
 
 
 def test_a_weight_of_a_plain_model(tmp_path: Any) -> None:
@@ -496,8 +501,10 @@ def test_a_budget_beyond_the_active_positions() -> None:
     optimizer = sparse_optimizer(model)
     set_budgets(list(weights_of(model).values()), 0.9)
     whole(model, optimizer)
-    with pytest.raises(ValueError, match="budget must be at most the .* active positions"):
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(RuntimeError, match="the budget of wte.weight must be at most its .* active positions, got"):
         optimizer.step()
+    assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
 
 
 def parts(weight: SparseWeight) -> Iterator[tuple[str, Tensor]]:
@@ -517,10 +524,73 @@ def test_a_saved_weight_is_checked() -> None:
     assert other.form == "active"
     assert torch.equal(other.to_dense(), weight.to_dense())
     assert torch.equal(other.in_support, weight.in_support)
-    bad = good | {"active_crow_indices": weight.crow_indices, "active_col_indices": (weight.col_indices + 1) % 32}
-    for broken in (
-        bad | {"active": torch.zeros(weight.nnz)},
-        {k: t for k, t in good.items() if k != "active_col_indices"},
-    ):
-        with pytest.raises(RuntimeError, match=r"active|col_indices"):
-            SparseWeight(sk.CSR.random(*weight.shape, nnz=0)).load_state_dict(broken)
+    elsewhere = (weight.col_indices + 1) % 32
+    elsewhere = {"active_crow_indices": weight.crow_indices, "active_col_indices": elsewhere.sort().values}
+    shifted = {"active": torch.zeros(weight.nnz), **elsewhere}
+    candidate = int((~weight.in_support).nonzero()[0])
+    broken = {
+        r"expected crow_indices, col_indices and one of": {k: t for k, t in good.items() if k != "active_col_indices"},
+        r"active must be 0 outside of": good | {"active": good["active"].index_fill(0, torch.tensor(candidate), 1.0)},
+        r"(must contain all of|col_indices)": good | shifted,
+    }
+    for message, state in broken.items():
+        with pytest.raises(RuntimeError, match=message):
+            SparseWeight(sk.CSR.random(*weight.shape, nnz=0)).load_state_dict(state)
+
+
+def test_copies_and_pickles_are_whole(tmp_path: Any) -> None:
+    """Also with a scheduler, which wraps the step of the original."""
+    model = sparse_model()
+    optimizer = sparse_optimizer(model)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.9**step)
+    data = list(batches(12))
+    train_unscheduled(model, data[:3], optimizer)
+    scheduler.step()
+    twin, twin_optimizer = copy.deepcopy((model, optimizer))
+    torch.save((model, optimizer), tmp_path / "both")
+    third, third_optimizer = torch.load(tmp_path / "both", weights_only=False)
+    expected = train_unscheduled(model, data[3:], optimizer)
+    assert train_unscheduled(twin, data[3:], twin_optimizer) == expected
+    assert train_unscheduled(third, data[3:], third_optimizer) == expected
+
+
+def test_a_model_loaded_too_late_is_noticed() -> None:
+    trained = sparse_model()
+    train_unscheduled(trained, list(batches(2)))
+    model = make_model()
+    optimizer = SparseAdamW(param_groups(model), lr=0.1)
+    model.load_state_dict(trained.state_dict())
+    whole(model, optimizer)
+    with pytest.raises(RuntimeError, match="wte.weight has taken the active form since the optimizer was built"):
+        optimizer.step()
+
+
+def test_settings_are_saved() -> None:
+    optimizer = sparse_optimizer(sparse_model(), candidates=2.0, seed=5)
+    other = sparse_optimizer(sparse_model(), candidates=1.0)
+    other.load_state_dict(optimizer.state_dict())
+    assert (other.candidates, other.refresh_every, other.seed) == (2.0, 7, 5)
+
+
+def test_sparse_from_the_very_beginning() -> None:
+    """Before any step there is nothing to go by: the candidates are random."""
+    model = make_model()
+    optimizer = SparseAdamW(param_groups(model), lr=0.1)
+    set_budgets(list(weights_of(model).values()), DENSITY)
+    for weight in weights_of(model).values():
+        weight.project_()
+    optimizer.to_sparse_()
+    for name, weight in weights_of(model).items():
+        assert_sound(weight, name)
+        assert len(weight.active) > 1.7 * weight.nnz
+    assert all(math.isfinite(loss) for loss in train(model, optimizer, list(batches(5)), budgets=False))
+
+
+def test_infinite_activity_draws_uniformly() -> None:
+    weight = SparseWeight(sk.CSR.random(30, 50, nnz=0))
+    rows = torch.ones(30)
+    rows[3] = math.inf
+    nothing = torch.empty(0, dtype=torch.int64)
+    new = draw_candidates(weight, rows, torch.ones(50), nothing, 200, torch.Generator().manual_seed(0))
+    assert len((new.flat // 50).unique()) > 25
+    assert new.weight.isfinite().all()
