@@ -96,13 +96,18 @@ class Pattern:
 class ActivePattern:
     """Positions of an (N, K) matrix that are trained, in the order of CSR: its support, and candidates beside it."""
 
-    active: Pattern
+    crow_indices: Tensor  # (N + 1)
+    col_indices: Tensor  # (active), ascending within each row
     slots: Tensor  # (nnz), ascending: which of the active positions the support is
     support: Pattern
 
     @property
     def shape(self) -> tuple[int, int]:
         return self.support.shape
+
+    def flat_indices(self) -> Tensor:
+        """(active) int64, ascending: ``row * K + col`` of every active position."""
+        return flat_indices(self.crow_indices, self.col_indices, self.shape[1])
 
 
 @dataclass(frozen=True, eq=False)

@@ -51,7 +51,7 @@ class TrainConfig:
     embedding_density: float | None = None
     anneal: str = "fast"
     anneal_start: float = 0.0
-    anneal_end: float = 0.5
+    anneal_end: float = 0.2
     min_alive: int = 4
     mode: str = "sparse"
     switch: str = "end-of-anneal"
@@ -160,6 +160,7 @@ PRESETS: dict[str, TrainConfig] = {
         density=1 / 512,
         anneal="linear",
         anneal_start=0.01,
+        anneal_end=0.5,
         mode="exact",
         save_every=1000,
     ),

@@ -148,7 +148,7 @@ def active_pattern(shape: Shape, draw: Draw) -> ActivePattern:
     crow = torch.zeros_like(w.crow_indices)
     crow[1:] = torch.bincount(rows, minlength=shape.n).cumsum(0)
     support = Pattern.build(crow, w.col_indices[slots.long()], w.shape)
-    return ActivePattern(w.pattern, slots, support)
+    return ActivePattern(w.crow_indices, w.col_indices, slots, support)
 
 
 def build_linear_active(shape: Shape, draw: Draw, with_bias: bool) -> Problem:
@@ -224,7 +224,7 @@ def raw_linear_dense_grad(draw: Draw, with_bias: bool) -> Iterable[RawCall]:
 def raw_linear_active(draw: Draw, with_bias: bool) -> Iterable[RawCall]:
     p = active_pattern(Shape((3,), 5, 7, 12), draw)
     x, active, bias = grads(draw.normal(3, 7), draw.normal(12), draw.normal(5))
-    layout = (p.slots, *p.support.tensors, *p.active.tensors)
+    layout = (p.slots, *p.support.tensors, p.crow_indices, p.col_indices)
     yield raw.csr_linear_active.default, (x, active, *layout, bias if with_bias else None)
 
 

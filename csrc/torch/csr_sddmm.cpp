@@ -13,7 +13,7 @@ bool same_leading(const Tensor& a, const Tensor& b) {
   return true;
 }
 
-// The whole pattern comes along for the gradient; row and perm are not needed here.
+// The whole pattern comes along for the gradient; row and perm are not needed here and may be empty.
 Tensor csr_sddmm(const Tensor& a_in, const Tensor& b_in, const Tensor& crow, const Tensor& col, const Tensor& ccol,
                  const Tensor& /*row*/, const Tensor& /*perm*/) {
   constexpr const char* op = "csr_sddmm";

@@ -19,6 +19,7 @@ from .checks import (
     shape_of,
 )
 from .launch import launch
+from .plain import row_indices
 
 _BLOCK_P = 16  # positions per program
 _CACHE = 24 << 20  # bytes of activations that a slice of tokens may have: half the L2 of an H100
@@ -95,6 +96,8 @@ def csr_sddmm(a: Tensor, b: Tensor, crow: Tensor, col: Tensor, ccol: Tensor, row
         raise RuntimeError(
             f"{op}: a and b must have the same leading dimensions, got shapes {shape_of(a)} and {shape_of(b)}"
         )
+    if len(row) == 0:  # no transpose at hand: in the order of the positions themselves
+        row, perm = row_indices(crow, col).to(col.dtype), torch.arange(nnz, dtype=col.dtype, device=col.device)
     check_vector(op, "row_indices", row, crow.dtype, nnz)
     check_vector(op, "perm", perm, crow.dtype, nnz)
 

@@ -148,7 +148,7 @@ class SetAdamW(FrozenAdamW):
         grown = self._grow(weight, flat[kept], weight.nnz - len(kept))
         replace_active_(weight, state, kept, Draws(grown.sort().values, torch.ones(len(grown))))
         state["joined"].zero_()  # no candidates: moments that were reset, as in any Adam
-        where = weight.active_pattern.active
+        where = weight.active_pattern
         everything = torch.arange(len(weight.active))
         weight.set_active_(where.crow_indices, where.col_indices, weight.active.data, everything)
         weight._set_pattern(where.crow_indices.clone(), where.col_indices.clone())

@@ -18,7 +18,6 @@ from ..ops.topk_project import topk_project_pattern_
 
 _TRANSPOSE = ("ccol_indices", "row_indices", "perm")
 _ACTIVE = ("active_crow_indices", "active_col_indices")
-_ACTIVE_TRANSPOSE = ("active_ccol_indices", "active_row_indices", "active_perm")
 _FORMS = {"values": (), "master": (), "active": _ACTIVE}  # the Parameter of each form: the buffers it brings along
 
 
@@ -69,7 +68,7 @@ class SparseWeight(nn.Module):
             self.register_buffer(name, getattr(csr.pattern, name), persistent=False)
         for name in _ACTIVE:
             self.register_buffer(name, None)
-        for name in (*_ACTIVE_TRANSPOSE, "slots", "in_support"):
+        for name in ("slots", "in_support"):
             self.register_buffer(name, None, persistent=False)
         self.observed = None
 
@@ -130,23 +129,22 @@ class SparseWeight(nn.Module):
 
     @property
     def pattern(self) -> Pattern:
-        return self._pattern(("crow_indices", "col_indices"), _TRANSPOSE)
+        if self.perm is None:
+            built = Pattern.build(self.crow_indices, self.col_indices, self.shape)
+            for name in _TRANSPOSE:
+                setattr(self, name, getattr(built, name))
+        assert self.ccol_indices is not None
+        assert self.row_indices is not None
+        assert self.perm is not None
+        return Pattern(self.crow_indices, self.col_indices, self.ccol_indices, self.row_indices, self.perm, self.shape)
 
     @property
     def active_pattern(self) -> ActivePattern:
         """Of the active form: its positions, and which of them are the support."""
+        assert self.active_crow_indices is not None
+        assert self.active_col_indices is not None
         assert self.slots is not None
-        return ActivePattern(self._pattern(_ACTIVE, _ACTIVE_TRANSPOSE), self.slots, self.pattern)
-
-    def _pattern(self, rows: tuple[str, ...], transpose: tuple[str, ...]) -> Pattern:
-        """From the buffers of these names; the transpose is built where it is missing."""
-        crow, col = (getattr(self, name) for name in rows)
-        if getattr(self, transpose[-1]) is None:
-            built = Pattern.build(crow, col, self.shape)
-            for name, t in zip(transpose, built.tensors[2:], strict=True):
-                setattr(self, name, t)
-        ccol, row, perm = (getattr(self, name) for name in transpose)
-        return Pattern(crow, col, ccol, row, perm, self.shape)
+        return ActivePattern(self.active_crow_indices, self.active_col_indices, self.slots, self.pattern)
 
     @property
     def csr(self) -> CSR:
@@ -267,8 +265,6 @@ class SparseWeight(nn.Module):
             slots: (nnz) which of them are the support, ascending.
         """
         self.active_crow_indices, self.active_col_indices = crow, col
-        for name in _ACTIVE_TRANSPOSE:  # built when next asked for
-            setattr(self, name, None)
         self.slots = slots.to(col.dtype)
         self.in_support = torch.zeros(len(col), dtype=torch.bool, device=col.device).index_fill_(0, slots.long(), True)
         _replace_data(self.active, active)
@@ -277,7 +273,7 @@ class SparseWeight(nn.Module):
         """Replace the Parameter by one of another form."""
         requires_grad = self.parameter.requires_grad
         delattr(self, self.form)
-        for name in (*_ACTIVE, *_ACTIVE_TRANSPOSE, "slots", "in_support"):
+        for name in (*_ACTIVE, "slots", "in_support"):
             setattr(self, name, None)
         self.observed = None
         setattr(self, form, nn.Parameter(data, requires_grad))

@@ -70,4 +70,4 @@ def csr_embedding(ids: Tensor, w: "CSR") -> Tensor:
 
 def csr_embedding_active(ids: Tensor, active: Tensor, pattern: "ActivePattern") -> Tensor:
     """``csr_embedding`` with a gradient for all active positions; ``active`` must be 0 outside of the support."""
-    return _forward_raw(ids, active, pattern.active.crow_indices, pattern.active.col_indices, pattern.shape[1])
+    return _forward_raw(ids, active, pattern.crow_indices, pattern.col_indices, pattern.shape[1])

@@ -2,10 +2,12 @@
 
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from ._define import define
 from .csr_linear import autocast, csr_linear_raw, csr_sddmm_raw
+from .csr_pattern import csr_transpose
 from .reference import as_matrix
 
 if TYPE_CHECKING:
@@ -13,8 +15,7 @@ if TYPE_CHECKING:
 
 
 def _forward(x: Tensor, active: Tensor, slots: Tensor, *rest: Any) -> Tensor:
-    *patterns, bias = rest
-    support, active_col = patterns[:5], patterns[6]
+    *support, _, active_col, bias = rest
     if active.shape != active_col.shape:
         raise ValueError(
             f"csr_linear_active: active must have shape {tuple(active_col.shape)}, got {tuple(active.shape)}"
@@ -33,22 +34,25 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    x, active, slots, *patterns = ctx.saved_tensors
-    support, everything = patterns[:5], patterns[5:]
+    x, active, slots, *support, active_crow, active_col = ctx.saved_tensors
     dx = dactive = dbias = None
     if ctx.needs_input_grad[0]:
         dx = csr_linear_raw(grad, active.index_select(0, slots), *support, None, True)
     if ctx.needs_input_grad[1]:
-        dactive = csr_sddmm_raw(grad, x, *everything)
-    if ctx.has_bias and ctx.needs_input_grad[13]:
+        # who wants no second derivative need not have the transpose of the active positions
+        empty = active_col.new_empty(0)
+        transposed: Any = (support[2], empty, empty)
+        if torch.is_grad_enabled():
+            transposed = csr_transpose(active_crow, active_col, x.shape[-1])
+        dactive = csr_sddmm_raw(grad, x, active_crow, active_col, *transposed)
+    if ctx.has_bias and ctx.needs_input_grad[10]:
         dbias = as_matrix(grad).sum(0, dtype=active.dtype)
-    return dx, dactive, *[None] * 11, dbias
+    return dx, dactive, *[None] * 8, dbias
 
 
 csr_linear_active_raw = define(
     "csr_linear_active(Tensor x, Tensor active, Tensor slots, Tensor crow, Tensor col, Tensor ccol, Tensor row, "
-    "Tensor perm, Tensor active_crow, Tensor active_col, Tensor active_ccol, Tensor active_row, Tensor active_perm, "
-    "Tensor? bias) -> Tensor",
+    "Tensor perm, Tensor active_crow, Tensor active_col, Tensor? bias) -> Tensor",
     fake=_fake,
     setup_context=_setup,
     backward=_backward,
@@ -80,6 +84,7 @@ def csr_linear_active(x: Tensor, active: Tensor, pattern: "ActivePattern", bias:
         active,
         pattern.slots,
         *pattern.support.tensors,
-        *pattern.active.tensors,
+        pattern.crow_indices,
+        pattern.col_indices,
         bias,
     )

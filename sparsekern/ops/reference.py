@@ -41,8 +41,8 @@ def csr_linear_dense_grad(x: Tensor, master: Tensor, pattern: "Pattern", bias: T
 
 
 def csr_linear_active(x: Tensor, active: Tensor, pattern: "ActivePattern", bias: Tensor | None = None) -> Tensor:
-    at = (row_indices(pattern.active), pattern.active.col_indices.long())
-    master = active.new_zeros(pattern.shape).index_put(at, active)
+    flat = active.new_zeros(pattern.shape).flatten().index_put((pattern.flat_indices(),), active)
+    master = flat.view(pattern.shape)
     return csr_linear_dense_grad(x, master, pattern.support, bias)
 
 

@@ -65,8 +65,9 @@ def require_equal(weights: Mapping[str, SparseWeight]) -> None:
 def checksum(weight: SparseWeight) -> Tensor:
     """int64 scalar over the bits of the Parameter and of the pattern; equal ones mean equal weights."""
     total = torch.zeros((), dtype=torch.int64, device=weight.device)
-    places = weight.active_pattern.active.tensors[:2] if weight.form == "active" else ()
-    for t in (weight.parameter.detach(), weight.crow_indices, weight.col_indices, *places):
+    where = weight.active_pattern if weight.form == "active" else weight.pattern
+    support = (weight.crow_indices, weight.col_indices)
+    for t in (weight.parameter.detach(), *support, where.crow_indices, where.col_indices):
         bits = t.contiguous().view(torch.int32).flatten().long()
         # odd multipliers, so that a change of any element shows, and one of the order too
         total = total * 31 + (bits * torch.arange(1, 2 * len(bits), 2, device=bits.device)).sum()

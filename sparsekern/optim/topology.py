@@ -80,7 +80,7 @@ class _Distribution:
 
 def active_flat(weight: SparseWeight) -> Tensor:
     """(active) int64, ascending: the flat indices of a weight's active positions."""
-    return weight.active_pattern.active.flat_indices()
+    return weight.active_pattern.flat_indices()
 
 
 def replace_active_(weight: SparseWeight, state: dict[str, Tensor], kept: Tensor, new: Draws) -> None:
