@@ -3,7 +3,8 @@
 // magnitudes become the support.
 //
 // With g = grad * grad_scale, t = step, counted from 1, and for each position its joined, the step after which it
-// became active (0: it was there from the beginning; below t), beta1' = beta1 in the support and candidate_beta1 outside:
+// became active (0: it was there from the beginning; below t), beta1' = beta1 in the support and candidate_beta1
+// outside:
 //   exp_avg    = beta1' * exp_avg + (1 - beta1') * g
 //   exp_avg_sq = beta2 * exp_avg_sq + (1 - beta2) * g * g
 //   weight    -= lr / c * exp_avg / (sqrt(exp_avg_sq) / sqrt(1 - beta2^(t - joined)) + eps)
