@@ -1,0 +1,167 @@
+"""The studies of training, on a corpus and models of toy size: every method runs to its end, and rows make tables."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny_run import corpus, tiny
+from torch import nn
+
+import sparsekern as sk
+from sparsekern.bench import scale, steps, tables
+from sparsekern.bench.rivals import DenseGradients, FrozenAdamW, RigLAdamW, SetAdamW
+from sparsekern.bench.studies import METHODS, SETTINGS, branch_step, run
+from sparsekern.optim import SparseAdamW, param_groups
+from sparsekern.optim.topology import active_flat
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    with corpus(tmp_path_factory.mktemp("corpus")) as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sparsekern.train.plot_losses", lambda folder: None)
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def trunk(sources: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Checkpoints that the exact run leaves for the methods that branch off."""
+    folder = tmp_path_factory.mktemp("trunk")
+    config = tiny(sources, switch_density=0.4, eval_every=100, save_every=100)
+    outcome = run(config, METHODS["exact"], folder / "scratch", folder)
+    assert outcome.steps_taken == 12
+    assert {path.name for path in folder.iterdir()} == {"end-of-anneal.safetensors", "density.safetensors"}
+    return folder
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if name != "exact"])
+def test_every_method_runs(name: str, sources: Path, trunk: Path, tmp_path: Path) -> None:
+    config = tiny(sources, switch_density=0.4, eval_every=100, save_every=100, refresh_every=3, start_factor=2.0)
+    method = METHODS[name]
+    if method.attributes and "update_every" in method.attributes:
+        method = replace(method, attributes={**method.attributes, "update_every": 2})
+    outcome = run(config, method, tmp_path / "scratch", trunk)
+    assert outcome.steps_taken == (12 - branch_step(config, method.branches_at) if method.branches_at else 12)
+    assert 1.5 < outcome.held_out < 5.5
+    assert not (tmp_path / "scratch").exists()
+
+
+def test_branches_leave_just_before_the_switch() -> None:
+    for config in SETTINGS.values():
+        assert branch_step(config, "end-of-anneal") == config.anneal_end * config.steps
+        assert 0 < branch_step(config, "density") < branch_step(config, "end-of-anneal")
+
+
+# ---- rivals
+
+
+def a_net() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(sk.nn.SparseLinear(30, 40, density=0.1), nn.GELU(), sk.nn.SparseLinear(40, 5, density=0.2))
+
+
+def take_steps(net: nn.Module, optimizer: SparseAdamW, count: int) -> None:
+    for step in range(count):
+        x = torch.randn(16, 30, generator=torch.Generator().manual_seed(step))
+        optimizer.zero_grad()
+        (net(x) - x[:, :5].abs()).square().mean().backward()
+        optimizer.step()
+
+
+def test_dense_gradients_are_those_of_dense_layers() -> None:
+    net = a_net()
+    dense = nn.Sequential(*(m.to_linear() if isinstance(m, sk.nn.SparseLinear) else m for m in net))
+    watched = DenseGradients(net)
+    x = torch.randn(16, 30)
+    for model in (net, dense):
+        model(x).square().sum().backward()
+    for ours, theirs in zip(net[::2], dense[::2], strict=True):
+        torch.testing.assert_close(watched[ours.weight], theirs.weight.grad)
+
+
+@pytest.mark.parametrize("kind", [FrozenAdamW, SetAdamW, RigLAdamW])
+def test_rivals_move_what_they_should(kind: type[FrozenAdamW]) -> None:
+    net = a_net()
+    optimizer = kind(param_groups(net), 0.05, "sparse", candidates=0.0)
+    optimizer.model, optimizer.steps, optimizer.fraction, optimizer.update_every = net, 100, 0.2, 5
+    optimizer.to_sparse_()
+    weight = net[0].weight
+    take_steps(net, optimizer, 1)  # the first of five, after which they move
+    before = active_flat(weight)
+    take_steps(net, optimizer, 4)
+    assert torch.equal(active_flat(weight), before)
+    take_steps(net, optimizer, 1)
+    after = active_flat(weight)
+    new = int((~torch.isin(after, before)).sum())
+    assert weight.nnz == len(after) == len(before) == 120
+    assert torch.equal(weight.pattern.flat_indices(), after)
+    assert (new == 0) if kind is FrozenAdamW else (0 < new <= 0.2 * 120)
+    assert (weight.active[~torch.isin(after, before)] == 0).all()
+
+
+def test_rigl_grows_where_the_gradient_is_largest() -> None:
+    net = a_net()
+    optimizer = RigLAdamW(param_groups(net), 0.05, "sparse", candidates=0.0)
+    optimizer.model, optimizer.steps = net, 100
+    optimizer.to_sparse_()
+    take_steps(net, optimizer, 1)
+    taken = active_flat(net[0].weight)
+    grown = optimizer._grow(net[0].weight, taken, 7)
+    grad = optimizer.dense[net[0].weight].abs().flatten()
+    grad[taken] = 0
+    assert grad[grown].min() >= grad.sort(descending=True).values[6]
+
+
+# ---- steps and scale
+
+
+def test_steps_agree_and_are_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("CONTEXT", 16), ("VOCAB", 64), ("LAYERS", 1)):
+        monkeypatch.setattr(steps, name, value)
+    names = ["sparse", "exact", "masked dense f32", "masked dense bf16"]
+    results = steps.compare(128, 1 / 16, 32, names, rounds=1)
+    assert list(results) == names
+    for numbers in results.values():
+        assert all(numbers[part] > 0 for part in ("linears", "attention", "abs_topk", "update"))
+        assert sum(numbers[part] for part in tables.PARTS[:-1]) == pytest.approx(numbers["total"])
+    assert results["sparse"]["bytes"] < 0.5 * results["exact"]["bytes"]
+    assert len(list(steps.exact_along(128, [1.0, 1 / 16], 32))) == 2
+
+
+def test_scale_counts() -> None:
+    outcome = scale.run(scale.Scale(128, 1, 0.05, tokens=32), np.arange(1000) % 7, steps=6, lr=0.02, refresh_every=3)
+    assert outcome.losses[-1] < outcome.losses[0]
+    assert outcome.nnz < outcome.active <= 2 * outcome.nnz
+    assert outcome.dense_weights == 12 * 128**2 + (512 + 512 + 32) * 128
+
+
+# ---- tables
+
+
+def a_row(method: str, seed: int, held_out: float) -> dict[str, str]:
+    row = {"study": "parity", "setting": "small", "method": method, "seed": seed, "lr": 0.1, "anneal_end": 0.2}
+    return {name: str(value) for name, value in {**row, "held_out": held_out}.items()}
+
+
+def test_table_against_exact() -> None:
+    exact, sparse = (2.0, 3.0, 4.0), (2.02, 3.0, 4.04)  # 1, 0 and 1 % behind
+    rows = [a_row("exact", i, v) for i, v in enumerate(exact)] + [a_row("sparse", i, v) for i, v in enumerate(sparse)]
+    text = tables.against_exact(rows, "parity")
+    half = 4.303 * np.std([1, 0, 1], ddof=1) / 3**0.5
+    assert f"| small, anneal 20% | sparse | 3 | 3.0200 | +0.67 ± {half:.2f} % |" in text
+    assert tables.against_exact(rows, "norm").count("\n") == 1
+
+
+def test_the_whole_run_follows_the_schedule(sources: Path) -> None:
+    config = tiny(sources, density=0.01, anneal="geometric", anneal_end=0.5, min_alive=0)
+    numbers = {"sparse": (0.01, 1.0), "masked dense f32": (0.01, 20.0), "refresh": (0.01, 6.0)}
+    numbers |= {"exact at 1": (1.0, 12.0), "exact at 0.01": (0.01, 2.0)}
+    rows = [
+        {"study": "speed", "d_model": "64", "what": what, "density": str(density), "total": str(total)}
+        for what, (density, total) in numbers.items()
+    ]
+    ours, dense = tables.whole_run(rows, config)
+    assert dense == 20
+    assert ours == pytest.approx(0.5 * (12 + 2) / 2 + 0.5 * (1 + 6 / config.refresh_every), rel=0.01)
