@@ -17,14 +17,8 @@ from sparsekern.nn import SparseLinear
 from sparsekern.optim.parallel import checksum, gradient_bytes
 from sparsekern.train import Trainer
 
-TORCHRUN = [
-    sys.executable,
-    "-m",
-    "torch.distributed.run",
-    "--nproc_per_node=2",
-    "--master_port=0",
-    "--rdzv-backend=c10d",
-]
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+pytestmark = pytest.mark.xdist_group("torchrun")  # one pair at a time
 
 
 @pytest.fixture(scope="module")
