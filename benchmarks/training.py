@@ -158,10 +158,10 @@ TOKENS, ROUNDS = 2048, 3
 CONTENDERS = ["sparse", "exact", "masked dense f32"]
 BF16 = "masked dense bf16"  # minutes per step at the largest size on a CPU that computes it in software
 ALONG = [1.0, 0.5, 0.25, 0.1, 0.04, 0.01, 1 / 256]  # densities of exact mode at the largest size
-SCALES = (  # at one width, then ever wider, then the one that a dense matrix could not hold
+SCALES = (  # the one that dense matrices could not hold, then at one width, then ever wider
+    scale.Scale(32768, 8, 4.85e-4),
     *(scale.Scale(4096, 2, density) for density in (0.002, 0.004, 0.008, 0.016)),
     *(scale.Scale(width, 2, 8 / width) for width in (2048, 8192, 16384)),
-    scale.Scale(32768, 8, 4.85e-4),
 )
 STEP_FIELDS = ("study", "d_model", "n_layer", "density", "tokens", "what", "linears", "attention", "abs_topk", "rest")
 STEP_FIELDS += ("update", "total", "bytes", "nnz", "dense_weights", "losses", "device", "torch", "command")
@@ -197,7 +197,8 @@ def study_speed() -> None:
 def in_a_process_of_its_own(case: scale.Scale, results: "mp.Queue[scale.ScaleOutcome]") -> None:
     keep_freed_memory()
     tokens = load_corpus(None, vocab_size=case.vocab).train
-    results.put(scale.run(case, tokens, steps=10, lr=0.02, refresh_every=4))
+    lr = 0.04 / (case.density * case.d_model)  # no warm-up: the more inputs a neuron has, the smaller each one's step
+    results.put(scale.run(case, tokens, steps=10, lr=lr, refresh_every=4))
 
 
 def study_scale() -> None:
