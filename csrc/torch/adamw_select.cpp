@@ -14,26 +14,15 @@ Tensor adamw_select(Tensors weights, Tensors grads, Tensors exp_avgs, Tensors ex
                     Tensors crows, Tensors cols, Tensors ccols, Tensors rows, Tensors perms, Ints floors, Ints axes,
                     const Tensor& lr, const Tensor& grad_scale, double beta1, double candidate_beta1, double beta2,
                     double eps, double weight_decay) {
+  const AdamLists lists{op,   weights, grads, exp_avgs, exp_avg_sqs, steps, crows,
+                        cols, ccols,   rows,  perms,    floors,      axes};
+  lists.check();
   const size_t count = weights.size();
-  SK_CHECK(count > 0, op, ": weights must not be empty");
-  for (const auto& [name, list] :
-       std::initializer_list<std::pair<const char*, const Tensors*>>{{"grads", &grads},
-                                                                     {"exp_avgs", &exp_avgs},
-                                                                     {"exp_avg_sqs", &exp_avg_sqs},
-                                                                     {"joined", &joined},
-                                                                     {"steps", &steps},
-                                                                     {"in_supports", &in_supports},
-                                                                     {"active_crows", &active_crows},
-                                                                     {"active_cols", &active_cols},
-                                                                     {"slots", &slots},
-                                                                     {"crows", &crows},
-                                                                     {"cols", &cols},
-                                                                     {"ccols", &ccols},
-                                                                     {"rows", &rows},
-                                                                     {"perms", &perms}})
-    check_count(op, name, *list, count);
-  check_count(op, "floors", floors, count);
-  check_count(op, "axes", axes, count);
+  check_count(op, "joined", joined, count);
+  check_count(op, "in_supports", in_supports, count);
+  check_count(op, "active_crows", active_crows, count);
+  check_count(op, "active_cols", active_cols, count);
+  check_count(op, "slots", slots, count);
 
   AdamwSelectArgs a{};
   a.count = int32_t(count);
@@ -46,10 +35,7 @@ Tensor adamw_select(Tensors weights, Tensors grads, Tensors exp_avgs, Tensors ex
   for (size_t i = 0; i < count; ++i) {
     const Tensor& weight = weights[i];
     SK_CHECK(weight.dim() == 1, op, ": ", nth("weights", i), " must be a vector, got shape ", shape_of(weight));
-    SK_CHECK(weight.scalar_type() == weights[0].scalar_type(), op, ": ", nth("weights", i),
-             " must have the scalar type of weights[0]");
-    check_beside(op, nth("weights", i), weight, weights[0]);
-    check_like_weight(op, nth("grads", i), grads[i], weight);
+    lists.check_weight(i);
     grads[i] = torch::stable::contiguous(grads[i]);
 
     AdamwSelectMatrix& m = matrices[i];
@@ -57,8 +43,6 @@ Tensor adamw_select(Tensors weights, Tensors grads, Tensors exp_avgs, Tensors ex
     m.cols = ccols[i].numel() - 1;
     m.active = weight.numel();
     m.k = slots[i].numel();
-    m.floor = floors[i];
-    m.axis = int32_t(axes[i]);
     SK_CHECK(m.rows >= 0 && m.cols >= 0, op, ": ", nth("active_crows", i), " and ", nth("ccols", i),
              " must not be empty");
     SK_CHECK(m.k <= m.active, op, ": ", nth("slots", i), " must have at most ", m.active, " elements, got ", m.k);
@@ -68,37 +52,17 @@ Tensor adamw_select(Tensors weights, Tensors grads, Tensors exp_avgs, Tensors ex
     SK_CHECK(m.active <= std::numeric_limits<int32_t>::max(), op, ": ", nth("weights", i),
              " must have fewer than 2^31 elements on a GPU, got ", m.active);
 #endif
-    SK_CHECK(axes[i] == 0 || axes[i] == 1, op, ": ", nth("axes", i), " must be 0 (rows) or 1 (columns), got ", axes[i]);
-    const int64_t neurons = m.axis == 0 ? m.rows : m.cols;
-    SK_CHECK(m.floor >= 0 && m.floor * neurons <= m.k, op, ": ", nth("floors", i),
-             " must be between 0 and what fits into ", m.k, " entries for ", neurons, " neurons, got ", m.floor);
-    m.weight = state_pointer(op, nth("weights", i), weight, weight);
-    m.grad = grads[i].const_data_ptr();
-    m.exp_avg = state_pointer(op, nth("exp_avgs", i), exp_avgs[i], weight);
-    m.exp_avg_sq = state_pointer(op, nth("exp_avg_sqs", i), exp_avg_sqs[i], weight);
+    lists.describe(i, m, index, nan_at);
     m.joined = state_pointer(op, nth("joined", i), joined[i], weight);
-    m.step = static_cast<const float*>(scalar_pointer(op, nth("steps", i), steps[i], ScalarType::Float, weight));
     m.in_support = static_cast<uint8_t*>(
         vector_pointer(op, nth("in_supports", i), in_supports[i], ScalarType::Bool, m.active, weight));
     m.active_crow = vector_pointer(op, nth("active_crows", i), active_crows[i], index, m.rows + 1, weight);
     m.active_col = vector_pointer(op, nth("active_cols", i), active_cols[i], index, m.active, weight);
     m.slots = vector_pointer(op, nth("slots", i), slots[i], index, m.k, weight);
-    m.crow = vector_pointer(op, nth("crows", i), crows[i], index, m.rows + 1, weight);
-    m.col = vector_pointer(op, nth("cols", i), cols[i], index, m.k, weight);
-    m.ccol = vector_pointer(op, nth("ccols", i), ccols[i], index, m.cols + 1, weight);
-    m.row = vector_pointer(op, nth("rows", i), rows[i], index, m.k, weight);
-    m.perm = vector_pointer(op, nth("perms", i), perms[i], index, m.k, weight);
-    m.nan_at = static_cast<int64_t*>(nan_at.mutable_data_ptr()) + i;
   }
   a.matrices = matrices.data();
-  a.lr = static_cast<const double*>(scalar_pointer(op, "lr", lr, ScalarType::Double, weights[0]));
-  a.grad_scale =
-      static_cast<const double*>(scalar_pointer(op, "grad_scale", grad_scale, ScalarType::Double, weights[0]));
-  a.beta1 = beta1;
+  lists.set_constants(a, lr, grad_scale, beta1, beta2, eps, weight_decay);
   a.candidate_beta1 = candidate_beta1;
-  a.beta2 = beta2;
-  a.eps = eps;
-  a.weight_decay = weight_decay;
   a.parallel = device.parallel();
   Workspace workspace(weights[0], SK_PICK(adamw_select_workspace)(a));
   a.workspace = workspace.data();
