@@ -10,7 +10,8 @@ Whole runs (results/training_cpu.csv), side by side, one thread each:
     norm         ways to know the gradient's norm
     parity       exact mode against sparse mode at each switch point and against other rules
 Steps (results/training_steps_cpu.csv), one after the other; nothing else should run:
-    speed        a step of sparse mode, exact mode and masked dense PyTorch, by parts, and the memory of their numbers
+    speed        a step of sparse mode, exact mode and masked dense PyTorch, by parts
+    memory       bytes of their parameters, index arrays, gradients and optimizer state
     scale        sparse mode up to 1e11 dense-equivalent weights: time and memory against the nonzeros
 tables           what is in the results, as markdown
 
@@ -129,7 +130,7 @@ def append(path: Path, fields: tuple[str, ...], row: Mapping[str, Any]) -> None:
     is_new = not path.exists()
     path.parent.mkdir(exist_ok=True)
     with open(path, "a", newline="") as file:
-        writer = csv.DictWriter(file, fields)
+        writer = csv.DictWriter(file, fields, lineterminator="\n")
         if is_new:
             writer.writeheader()
         writer.writerow({**row, **about})
@@ -194,6 +195,14 @@ def study_speed() -> None:
             append(STEPS, STEP_FIELDS, {**row, "what": what, "total": seconds})
 
 
+def study_memory() -> None:
+    for d_model, density in SIZES:
+        if ("memory", d_model, "sparse") not in measured():
+            case = {"study": "memory", "d_model": d_model, "n_layer": steps.LAYERS, "density": density}
+            for name, held in steps.memory(d_model, density, steps.CONTEXT, CONTENDERS).items():
+                append(STEPS, STEP_FIELDS, {**case, "tokens": steps.CONTEXT, "what": name, "bytes": held})
+
+
 def in_a_process_of_its_own(case: scale.Scale, results: "mp.Queue[scale.ScaleOutcome]") -> None:
     keep_freed_memory()
     tokens = load_corpus(None, vocab_size=case.vocab).train
@@ -237,7 +246,7 @@ def print_tables() -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("study", choices=[*WHOLE_RUNS, "speed", "scale", "tables"])
+    parser.add_argument("study", choices=[*WHOLE_RUNS, "speed", "memory", "scale", "tables"])
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--settings", nargs="+", default=list(SETTINGS), choices=list(SETTINGS))
@@ -245,6 +254,8 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the workers, being daemons, end too
     if options.study == "speed":
         study_speed()
+    elif options.study == "memory":
+        study_memory()
     elif options.study == "scale":
         study_scale()
     elif options.study == "tables":

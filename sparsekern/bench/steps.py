@@ -128,21 +128,31 @@ def release(step: Step) -> None:
 
 
 def compare(d_model: int, density: float, tokens: int, names: list[str], rounds: int) -> dict[str, dict[str, float]]:
-    """Seconds of every part, and bytes held, of the contenders, in turns; the slow bfloat16 one only once."""
+    """Seconds of every part of the contenders, in turns; the slow bfloat16 one only once."""
     steps, (ids, targets) = contenders(d_model, density, names), batch(tokens)
     check_equal(steps, ids, targets)
-    held, times = {}, {name: [] for name in names}  # type: tuple[dict[str, int], dict[str, list[StepTime]]]
-    for name, step in steps.items():  # not timed: memory is new, and sparse mode draws its first candidates
+    times: dict[str, list[StepTime]] = {name: [] for name in names}
+    for step in steps.values():  # not timed: memory is new, and sparse mode draws its first candidates
         step(ids, targets)
-        step.gradients(ids, targets)
-        held[name] = bytes_held(step)
         release(step)
     for done in range(rounds):
         for name, step in steps.items():
             if done == 0 or not name.endswith("bf16"):
                 times[name].append(timed(step, ids, targets))
                 release(step)
-    return {name: {**asdict(m := median(t)), "total": m.total, "bytes": held[name]} for name, t in times.items()}
+    return {name: {**asdict(m := median(t)), "total": m.total} for name, t in times.items()}
+
+
+def memory(d_model: int, density: float, tokens: int, names: list[str]) -> dict[str, int]:
+    """Bytes held by every contender after a step."""
+    held = {}
+    for name, step in contenders(d_model, density, names).items():
+        ids, targets = batch(tokens)
+        step(ids, targets)
+        step.gradients(ids, targets)
+        held[name] = bytes_held(step)
+        release(step)
+    return held
 
 
 def refresh_seconds(d_model: int, density: float, tokens: int) -> float:

@@ -60,14 +60,15 @@ PARTS = ("linears", "attention", "abs_topk", "rest", "update", "total")
 
 
 def speed(rows: list[Row]) -> str:
-    """Seconds of a step by parts, and the ratio to the best masked dense one of the same size."""
+    """Seconds of a step by parts, the ratio to the best masked dense one of the same size, and megabytes held."""
+    held = {(r["d_model"], r["what"]): f"{float(r['bytes']) / 1e6:,.0f}" for r in rows if r["study"] == "memory"}
     rows = [r for r in rows if r["study"] == "speed" and r["linears"]]
     lines = []
     for row in rows:
         rivals = [float(r["total"]) for r in rows if r["d_model"] == row["d_model"] and r["what"].startswith("masked")]
         seconds = [f"{float(row[part]):.2f}" for part in PARTS]
         ratio = f"{min(rivals) / float(row['total']):.1f}"
-        lines.append([f"{row['d_model']}, {row['what']}", *seconds, ratio, f"{float(row['bytes']) / 1e6:,.0f}"])
+        lines.append([f"{row['d_model']}, {row['what']}", *seconds, ratio, held.get((row["d_model"], row["what"]), "")])
     header = ["d_model", "linears", "attention", "AbsTopK", "rest", "update", "all", "x masked dense", "MB"]
     return markdown(header, lines)
 

@@ -128,7 +128,7 @@ def append_rows(
     path.parent.mkdir(parents=True, exist_ok=True)
     is_new = not path.exists()
     with open(path, "a", newline="") as file:
-        writer = csv.DictWriter(file, rows[0].keys())
+        writer = csv.DictWriter(file, rows[0].keys(), lineterminator="\n")
         if is_new:
             writer.writeheader()
         writer.writerows(rows)
