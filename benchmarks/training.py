@@ -1,17 +1,21 @@
 """Studies of training on a CPU; every row is appended to results/ when it is done, and a re-run skips what is there.
 
-    python benchmarks/training.py STUDY [--workers 2] [--seeds 0 1 2] [--settings "256 wide, 2 %" ...]
+    python benchmarks/training.py STUDY [--workers 2] [--seeds 0 1 2] [--settings "256 wide, 2 %" ...] [--methods ...]
 
 Whole runs (results/training_cpu.csv), side by side, one thread each:
     tune         the learning rate of exact mode
     tune rivals  how often and how much the rivals replace
     anneal       where the anneal ends
+    shapes       how the density falls
+    cheap        ways to spend less before the anneal ends
     variants     constants of sparse mode
     norm         ways to know the gradient's norm
     parity       exact mode against sparse mode at each switch point and against other rules
+    cost         small dense models, to see which one is the cheapest that is as good as a sparse one
 Steps (results/training_steps_cpu.csv), one after the other; nothing else should run:
     speed        a step of sparse mode, exact mode and masked dense PyTorch, by parts
     memory       bytes of their parameters, index arrays, gradients and optimizer state
+    price        a step of the dense models of `cost`, and of the sparse one
     scale        sparse mode up to 1e11 dense-equivalent weights: time and memory against the nonzeros
 tables           what is in the results, as markdown
 
@@ -36,7 +40,7 @@ from rich.console import Console
 
 from sparsekern import keep_freed_memory
 from sparsekern.bench import scale, steps, tables
-from sparsekern.bench.studies import METHODS, SETTINGS, run
+from sparsekern.bench.studies import DENSE, METHODS, SETTINGS, run
 from sparsekern.bench.timer import device_name
 from sparsekern.data import load_corpus
 from sparsekern.recipe import PRESETS
@@ -49,10 +53,30 @@ console = Console(soft_wrap=True, highlight=False)
 # ---- whole runs
 
 RATES = (0.015, 0.03, 0.06, 0.12)
+DENSE_RATES = (0.005, 0.01, 0.02, 0.04)
 ANNEAL_ENDS = (0.1, 0.2, 0.3, 0.5)
 TUNING_SEED = 100  # not among those that are compared
 RIVALS = [name for name in METHODS if name.startswith(("SET", "RigL"))]
-VARIANTS = ["exact", *(name for name in METHODS if name.startswith("sparse, ") and name != "sparse, never dense")]
+SHAPES = ["exact", "exact, geometric anneal", "exact, linear anneal", "exact, published anneal"]
+CHEAP = [
+    "exact",
+    "sparse",
+    "sparse from 10 %",
+    "sparse from 10 %, 4 candidates, refresh 20",
+    "sparse, gradients off the support every 4",
+    "sparse, never dense",
+    "sparse, never dense, rate 0.03",
+    "sparse, never dense, rate 0.12",
+]
+VARIANTS = [
+    "exact",
+    "sparse",
+    "sparse, 2 candidates",
+    "sparse, 4 candidates",
+    "sparse, refresh 20",
+    "sparse, refresh 20, beta1 0.9",
+    "sparse, 4 candidates, refresh 20",
+]
 NORM = ["exact", "sparse", "true norm", "sketch", "sketch every 10", "sketch, averaged", "norm of the active"]
 PARITY = [
     "exact",
@@ -62,9 +86,10 @@ PARITY = [
     "frozen mask",
     "SET 0.02 every 100",
     "RigL 0.02 every 100",
-    "exact, linear anneal",
+    "exact, published anneal",
 ]
-WHOLE_RUNS = ("tune", "tune rivals", "anneal", "variants", "norm", "parity")
+METHODS_OF = {"parity": PARITY, "norm": NORM, "variants": VARIANTS, "cheap": CHEAP, "shapes": SHAPES}
+WHOLE_RUNS = ("tune", "tune rivals", "anneal", "shapes", "cheap", "variants", "norm", "parity", "cost")
 JOB = ("study", "setting", "method", "seed", "lr", "anneal_end")
 FIELDS = (*JOB, "held_out", "train", "seconds", "steps_taken", "device", "torch", "command")
 
@@ -81,9 +106,13 @@ def done() -> set[Job]:
     }
 
 
-def families_of(study: str, settings: list[str], seeds: list[int]) -> list[list[Job]]:
-    """Jobs of one setting and seed each, which share checkpoints of the first."""
+def families_of(study: str, settings: list[str], seeds: list[int], only: list[str]) -> list[list[Job]]:
+    """Jobs of one setting and seed each, which share checkpoints of the first; ``only`` some methods, or all."""
     families: list[list[Job]] = []
+    if study == "cost":
+        for (name, config), rate in itertools.product(DENSE.items(), DENSE_RATES):
+            families.append([(study, name, "exact", seeds[0], rate, config.anneal_end)])
+        return families
     for name in settings:
         lr, end = SETTINGS[name].lr, SETTINGS[name].anneal_end
         if study == "tune":
@@ -94,7 +123,7 @@ def families_of(study: str, settings: list[str], seeds: list[int]) -> list[list[
             for seed, until in itertools.product(seeds, ANNEAL_ENDS):
                 families.append([(study, name, m, seed, lr, until) for m in ("exact", "sparse")])
         else:
-            methods = {"parity": PARITY, "norm": NORM, "variants": VARIANTS}[study]
+            methods = [m for m in METHODS_OF[study] if m == "exact" or not only or m in only]
             families += [[(study, name, m, seed, lr, end) for m in methods] for seed in seeds]
     return families
 
@@ -105,7 +134,7 @@ def run_family(family: list[Job], finished: set[Job], rows: "mp.Queue[dict[str, 
     missing = [job for job in family if job not in finished]
     for job in family:
         _, setting, method, seed, lr, end = job
-        config = replace(SETTINGS[setting], seed=seed, lr=lr, anneal_end=end)
+        config = replace((SETTINGS | DENSE)[setting], seed=seed, lr=lr, anneal_end=end)
         place = f"{setting}-{seed}-{lr}-{end}".replace(" ", "").replace("%", "")
         trunk, scratch = SCRATCH / "trunks" / place, SCRATCH / f"{place}-{os.getpid()}"
         points = {METHODS[other[2]].branches_at for other in missing} - {None}
@@ -137,10 +166,10 @@ def append(path: Path, fields: tuple[str, ...], row: Mapping[str, Any]) -> None:
     console.print(*(f"{name}={value}" for name, value in row.items()))
 
 
-def study_runs(study: str, settings: list[str], seeds: list[int], workers: int) -> None:
+def study_runs(study: str, settings: list[str], seeds: list[int], only: list[str], workers: int) -> None:
     finished, context = done(), mp.get_context("spawn")
     todo, rows = context.Queue(), context.Queue()
-    for family in families_of(study, settings, seeds):
+    for family in families_of(study, settings, seeds, only):
         if set(family) - finished:
             todo.put(family)
     processes = [context.Process(target=work, args=(todo, finished, rows), daemon=True) for _ in range(workers)]
@@ -154,11 +183,12 @@ def study_runs(study: str, settings: list[str], seeds: list[int], workers: int) 
 
 # ---- steps
 
-SIZES = ((512, 1 / 64), (1024, 1 / 128), (2048, 1 / 256))  # width, density: eight nonzeros per row
-TOKENS, ROUNDS = 2048, 3
+SIZES = tuple(steps.Size(width, 8 / width) for width in (512, 1024, 2048))  # eight nonzeros per row
+ROUNDS = 3
 CONTENDERS = ["sparse", "exact", "masked dense f32"]
 BF16 = "masked dense bf16"  # minutes per step at the largest size on a CPU that computes it in software
 ALONG = [1.0, 0.5, 0.25, 0.1, 0.04, 0.01, 1 / 256]  # densities of exact mode at the largest size
+PRICED = "512 wide, 0.5 %"
 SCALES = (  # the one that dense matrices could not hold, then at one width, then ever wider
     scale.Scale(32768, 8, 4.85e-4),
     *(scale.Scale(4096, 2, density) for density in (0.002, 0.004, 0.008, 0.016)),
@@ -175,32 +205,57 @@ def measured() -> set[tuple[str, int, str]]:
         return {(r["study"], int(r["d_model"]), r["what"]) for r in csv.DictReader(file)}
 
 
+def row_of(study: str, size: steps.Size, what: str, numbers: Mapping[str, Any]) -> dict[str, Any]:
+    about = {name: getattr(size, name) for name in ("d_model", "n_layer", "density", "tokens")}
+    return {"study": study, **about, "what": what, **numbers}
+
+
 def study_speed() -> None:
     keep_freed_memory()
-    for d_model, density in SIZES:
-        case = {"study": "speed", "d_model": d_model, "n_layer": steps.LAYERS, "density": density, "tokens": TOKENS}
-        if ("speed", d_model, "sparse") in measured():
-            continue
-        names = [*CONTENDERS, BF16] if d_model < SIZES[-1][0] else CONTENDERS
-        results = steps.compare(d_model, density, TOKENS, names, ROUNDS)
-        for name, numbers in results.items():
-            append(STEPS, STEP_FIELDS, {**case, "what": name, **numbers})
-        more = steps.refresh_seconds(d_model, density, TOKENS)
-        append(STEPS, STEP_FIELDS, {**case, "what": "refresh", "total": more})
-    largest = SIZES[-1][0]
-    for density, seconds in steps.exact_along(largest, ALONG, TOKENS):
+    for size in SIZES:
+        if ("speed", size.d_model, "sparse") not in measured():
+            names = [*CONTENDERS, BF16] if size != SIZES[-1] else CONTENDERS
+            for name, numbers in steps.compare(size, names, ROUNDS).items():
+                append(STEPS, STEP_FIELDS, row_of("speed", size, name, numbers))
+            append(STEPS, STEP_FIELDS, row_of("speed", size, "refresh", {"total": steps.refresh_seconds(size)}))
+    time_exact_along("speed", SIZES[-1], ALONG)
+
+
+def time_exact_along(study: str, size: steps.Size, densities: list[float]) -> None:
+    for density, seconds in steps.exact_along(size, densities):
         what = f"exact at {density:.4g}"
-        if ("speed", largest, what) not in measured():
-            row = {"study": "speed", "d_model": largest, "n_layer": steps.LAYERS, "density": density, "tokens": TOKENS}
-            append(STEPS, STEP_FIELDS, {**row, "what": what, "total": seconds})
+        if (study, size.d_model, what) not in measured():
+            append(STEPS, STEP_FIELDS, row_of(study, replace(size, density=density), what, {"total": seconds}))
 
 
 def study_memory() -> None:
-    for d_model, density in SIZES:
-        if ("memory", d_model, "sparse") not in measured():
-            case = {"study": "memory", "d_model": d_model, "n_layer": steps.LAYERS, "density": density}
-            for name, held in steps.memory(d_model, density, steps.CONTEXT, CONTENDERS).items():
-                append(STEPS, STEP_FIELDS, {**case, "tokens": steps.CONTEXT, "what": name, "bytes": held})
+    for size in SIZES:
+        if ("memory", size.d_model, "sparse") not in measured():
+            few = replace(size, tokens=size.context)  # what is held does not depend on them
+            for name, held in steps.memory(few, CONTENDERS).items():
+                append(STEPS, STEP_FIELDS, row_of("memory", few, name, {"bytes": held}))
+
+
+def study_price() -> None:
+    """Of the models of `cost`, at their batch."""
+    keep_freed_memory()
+    for name, config in {PRICED: SETTINGS[PRICED], **DENSE}.items():
+        size = steps.Size(
+            config.d_model,
+            config.density,
+            n_layer=config.n_layer,
+            vocab=config.vocab_size,
+            context=config.context,
+            tokens=config.batch * config.context,
+            afrac=config.afrac,
+        )
+        names = ["dense"] if name in DENSE else CONTENDERS
+        if ("price", size.d_model, names[0]) not in measured():
+            for what, numbers in steps.compare(size, names, 5 * ROUNDS).items():
+                append(STEPS, STEP_FIELDS, row_of("price", size, what, numbers))
+            if name not in DENSE:
+                append(STEPS, STEP_FIELDS, row_of("price", size, "refresh", {"total": steps.refresh_seconds(size)}))
+                time_exact_along("price", size, [*ALONG[:-1], config.density])
 
 
 def in_a_process_of_its_own(case: scale.Scale, results: "mp.Queue[scale.ScaleOutcome]") -> None:
@@ -237,31 +292,38 @@ def print_tables() -> None:
     runs, timed = tables.read(RUNS), tables.read(STEPS)
     for study in WHOLE_RUNS:
         print(f"\n{study}\n\n{tables.against_exact(runs, study)}")
-    config = replace(PRESETS["laptop"], d_model=SIZES[-1][0], density=SIZES[-1][1])
     print(f"\nspeed\n\n{tables.speed(timed)}")
+    config = replace(PRESETS["laptop"], d_model=SIZES[-1].d_model, density=SIZES[-1].density)
     for switch in ("end-of-anneal", "density"):
-        ours, dense = tables.whole_run(timed, replace(config, switch=switch))
-        print(f"whole run, sparse from {switch}: {ours:.2f} s per step, masked dense {dense / ours:.1f} times as long")
+        seconds = tables.whole_run(timed, replace(config, switch=switch), "speed")
+        ratio = seconds["masked dense"] / seconds["sparse"]
+        print(
+            f"whole run, sparse from {switch}: {seconds['sparse']:.2f} s per step, masked dense takes {ratio:.1f} times"
+        )
+    print(f"\nprice of sparsity\n\n{tables.price(runs, timed, PRICED, SETTINGS[PRICED])}")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("study", choices=[*WHOLE_RUNS, "speed", "memory", "scale", "tables"])
+    parser.add_argument("study", choices=[*WHOLE_RUNS, "speed", "memory", "price", "scale", "tables"])
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--settings", nargs="+", default=list(SETTINGS), choices=list(SETTINGS))
+    parser.add_argument("--methods", nargs="+", default=[], choices=list(METHODS), help="besides exact; default: all")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the workers, being daemons, end too
     if options.study == "speed":
         study_speed()
     elif options.study == "memory":
         study_memory()
+    elif options.study == "price":
+        study_price()
     elif options.study == "scale":
         study_scale()
     elif options.study == "tables":
         print_tables()
     else:
-        study_runs(options.study, options.settings, options.seeds, options.workers)
+        study_runs(options.study, options.settings, options.seeds, options.methods, options.workers)
 
 
 if __name__ == "__main__":

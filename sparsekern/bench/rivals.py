@@ -113,6 +113,23 @@ class SupportNormAdamW(SparseAdamW):
         return super()._gradient_rms()
 
 
+class LazyAdamW(SparseAdamW):
+    """Until it goes over to sparse mode, the gradient off the support is taken every few steps only, and held."""
+
+    every = 4
+    _held: dict[SparseWeight, Tensor]
+
+    def step(self, closure: Any = None) -> Any:
+        grads = {w: w.master.grad for w in self.sparse_weights if w.form == "master" and w.master.grad is not None}
+        if self._steps % self.every == 0:
+            self._held = {weight: grad.clone() for weight, grad in grads.items()}
+        for weight, grad in grads.items():
+            support = weight.pattern.flat_indices()
+            now = grad.flatten()[support]
+            grad.copy_(self._held[weight]).view(-1)[support] = now
+        return super().step(closure)
+
+
 class FrozenAdamW(OracleAdamW):
     """The support never changes."""
 

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from ..models import GPT, GPTConfig
 from ..nn import SparseWeight
+from ..recipe import EMBEDDING_REFERENCE_WIDTH
 from ..train import set_budgets
 from .masked_dense import MaskedDenseStep, masked_dense_copy
 from .training import MIN_ALIVE, SparseStep
 
-CONTEXT, VOCAB, LAYERS = 256, 2048, 8
 OURS = ("sparsekern::", "GeneratedBackwardFor_sparsekern_")  # an op's kernel runs under either name
 PARTS: Mapping[str, tuple[str, ...]] = {  # ops of the forward and backward pass, by how their names begin
     "AbsTopK": (*(f"{ours}abs_topk" for ours in OURS), "aten::topk", "aten::scatter", "aten::gather", "aten::sort"),
@@ -23,6 +23,19 @@ PARTS: Mapping[str, tuple[str, ...]] = {  # ops of the forward and backward pass
 }
 
 Step = SparseStep | MaskedDenseStep
+
+
+@dataclass(frozen=True)
+class Size:
+    """A model, all its matrices of one density, and how many tokens a step sees."""
+
+    d_model: int
+    density: float
+    n_layer: int = 8
+    vocab: int = 2048
+    context: int = 256
+    tokens: int = 2048
+    afrac: float | None = 0.25
 
 
 @dataclass(frozen=True)
@@ -40,19 +53,26 @@ class StepTime:
         return self.linears + self.attention + self.abs_topk + self.rest + self.update
 
 
-def batch(tokens: int) -> tuple[Tensor, Tensor]:
+def batch(size: Size) -> tuple[Tensor, Tensor]:
     """Random ids and targets."""
-    ids = torch.randint(VOCAB, (tokens // CONTEXT, CONTEXT + 1), generator=torch.Generator().manual_seed(0))
+    shape = (size.tokens // size.context, size.context + 1)
+    ids = torch.randint(size.vocab, shape, generator=torch.Generator().manual_seed(0))
     return ids[:, :-1].contiguous(), ids[:, 1:].contiguous()
 
 
-def make_model(d_model: int, density: float, *, sparse: bool) -> GPT:
+def make_model(size: Size, *, sparse: bool) -> GPT:
     """Random, at the density everywhere but in the embeddings, which have what is published."""
     torch.manual_seed(0)
-    config = GPTConfig(block_size=CONTEXT, vocab_size=VOCAB, d_model=d_model, n_layer=LAYERS)
-    embedding_density = min(1.0, density * d_model / 256)
-    floor = min(MIN_ALIVE, int(density * d_model))
-    model = GPT(config, density=density, embedding_density=embedding_density, floor=floor)
+    config = GPTConfig(
+        block_size=size.context,
+        vocab_size=size.vocab,
+        d_model=size.d_model,
+        n_layer=size.n_layer,
+        afrac=size.afrac,
+    )
+    embedding_density = min(1.0, size.density * size.d_model / EMBEDDING_REFERENCE_WIDTH)
+    floor = min(MIN_ALIVE, int(size.density * size.d_model))
+    model = GPT(config, density=size.density, embedding_density=embedding_density, floor=floor)
     if not sparse:
         for weight in weights_of(model):
             weight.to_master_()
@@ -63,18 +83,20 @@ def weights_of(model: nn.Module) -> list[SparseWeight]:
     return [m for m in model.modules() if isinstance(m, SparseWeight)]
 
 
-def contenders(d_model: int, density: float, names: Iterable[str]) -> dict[str, Step]:
-    """ "sparse", "exact", "masked dense f32" and "masked dense bf16", which share the dense weights."""
+def contenders(size: Size, names: Iterable[str]) -> dict[str, Step]:
+    """ "sparse", "exact", "masked dense f32" and "masked dense bf16", which share the dense weights; or "dense"."""
     made: dict[str, Step] = {}
     for name in names:
         if name == "sparse":
-            made[name] = SparseStep(make_model(d_model, density, sparse=True), torch.float32, "sparse")
+            made[name] = SparseStep(make_model(size, sparse=True), torch.float32, "sparse")
         elif name == "exact":
-            made[name] = SparseStep(make_model(d_model, density, sparse=False), torch.float32)
+            made[name] = SparseStep(make_model(size, sparse=False), torch.float32)
         else:
-            model = make_model(d_model, density, sparse=True)
+            model = make_model(size, sparse=True)
             dtype = torch.bfloat16 if name.endswith("bf16") else torch.float32
-            made[name] = MaskedDenseStep(model, masked_dense_copy(model), lr=1e-4, dtype=dtype)
+            made[name] = step = MaskedDenseStep(model, masked_dense_copy(model), lr=1e-4, dtype=dtype)
+            if name == "dense":
+                step.projected.clear()
     return made
 
 
@@ -127,9 +149,9 @@ def release(step: Step) -> None:
         p.grad = None
 
 
-def compare(d_model: int, density: float, tokens: int, names: list[str], rounds: int) -> dict[str, dict[str, float]]:
+def compare(size: Size, names: list[str], rounds: int) -> dict[str, dict[str, float]]:
     """Seconds of every part of the contenders, in turns; the slow bfloat16 one only once."""
-    steps, (ids, targets) = contenders(d_model, density, names), batch(tokens)
+    steps, (ids, targets) = contenders(size, names), batch(size)
     check_equal(steps, ids, targets)
     times: dict[str, list[StepTime]] = {name: [] for name in names}
     for step in steps.values():  # not timed: memory is new, and sparse mode draws its first candidates
@@ -143,11 +165,11 @@ def compare(d_model: int, density: float, tokens: int, names: list[str], rounds:
     return {name: {**asdict(m := median(t)), "total": m.total} for name, t in times.items()}
 
 
-def memory(d_model: int, density: float, tokens: int, names: list[str]) -> dict[str, int]:
+def memory(size: Size, names: list[str]) -> dict[str, int]:
     """Bytes held by every contender after a step."""
     held = {}
-    for name, step in contenders(d_model, density, names).items():
-        ids, targets = batch(tokens)
+    for name, step in contenders(size, names).items():
+        ids, targets = batch(size)
         step(ids, targets)
         step.gradients(ids, targets)
         held[name] = bytes_held(step)
@@ -155,11 +177,11 @@ def memory(d_model: int, density: float, tokens: int, names: list[str]) -> dict[
     return held
 
 
-def refresh_seconds(d_model: int, density: float, tokens: int) -> float:
+def refresh_seconds(size: Size) -> float:
     """What a refresh adds to a step of sparse mode."""
-    step = SparseStep(make_model(d_model, density, sparse=True), torch.float32, "sparse")
+    step = SparseStep(make_model(size, sparse=True), torch.float32, "sparse")
     step.optimizer.refresh_every = 3
-    ids, targets = batch(tokens)
+    ids, targets = batch(size)
     seconds = []
     for _ in range(9):
         started = time.perf_counter()
@@ -170,10 +192,10 @@ def refresh_seconds(d_model: int, density: float, tokens: int) -> float:
     return float(np.median(refreshing) - np.median(others))
 
 
-def exact_along(d_model: int, densities: list[float], tokens: int) -> Iterator[tuple[float, float]]:
+def exact_along(size: Size, densities: list[float]) -> Iterator[tuple[float, float]]:
     """Seconds of a step of exact mode at falling densities, each the faster of two."""
-    step = SparseStep(make_model(d_model, densities[-1], sparse=False), torch.float32)
-    ids, targets = batch(tokens)
+    step = SparseStep(make_model(size, sparse=False), torch.float32)
+    ids, targets = batch(size)
     for density in densities:
         set_budgets(weights_of(step.model), density)
         step(ids, targets)  # to this density

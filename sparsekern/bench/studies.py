@@ -34,6 +34,14 @@ SETTINGS: Mapping[str, TrainConfig] = {
     "256 wide, 1 %": replace(_COMMON, d_model=256, density=0.01, lr=0.06),
     "512 wide, 0.5 %": replace(_COMMON, d_model=512, density=0.005, lr=0.03),
 }
+# Dense models without AbsTopK, as small and as short as may do.
+DENSE: Mapping[str, TrainConfig] = {
+    f"dense, {width} wide, {steps} steps": replace(
+        _COMMON, d_model=width, steps=steps, density=1.0, afrac=None, min_alive=0
+    )
+    for width in (32, 64, 128, 256)
+    for steps in (25, 50, 100, 200, 400)
+}
 
 
 @dataclass(frozen=True)
@@ -60,6 +68,8 @@ def _sparse(optimizer: type[SparseAdamW] = SparseAdamW, **changes: Any) -> Metho
 METHODS: Mapping[str, Method] = {
     "exact": Method({"mode": "exact"}),
     "exact, linear anneal": Method({"mode": "exact", "anneal": "linear"}),
+    "exact, geometric anneal": Method({"mode": "exact", "anneal": "geometric"}),
+    "exact, published anneal": Method({"mode": "exact", "anneal": "linear", "anneal_start": 0.01, "anneal_end": 0.5}),
     "sparse": _sparse(),
     "sparse from 10 %": _sparse(switch="density"),
     "sparse, never dense": Method({"mode": "sparse", "switch": "never-dense"}),
@@ -70,6 +80,12 @@ METHODS: Mapping[str, Method] = {
         )
         for name, kind in (("SET", rivals.SetAdamW), ("RigL", rivals.RigLAdamW))
         for fraction, every in ((0.1, 25), (0.02, 25), (0.02, 100))
+    },
+    "sparse from 10 %, 4 candidates, refresh 20": _sparse(switch="density", candidates=4.0, refresh_every=20),
+    "sparse, gradients off the support every 4": Method({"mode": "sparse"}, rivals.LazyAdamW),
+    **{
+        f"sparse, never dense, rate {rate}": Method({"mode": "sparse", "switch": "never-dense", "lr": rate})
+        for rate in (0.03, 0.12)
     },
     "sparse, 2 candidates": _sparse(candidates=2.0),
     "sparse, 4 candidates": _sparse(candidates=4.0),

@@ -73,19 +73,46 @@ def speed(rows: list[Row]) -> str:
     return markdown(header, lines)
 
 
-def whole_run(rows: list[Row], config: TrainConfig) -> tuple[float, float]:
-    """Mean seconds per step of a run of ``config`` at the largest size that was measured, and of masked dense.
+def whole_run(rows: list[Row], config: TrainConfig, study: str) -> dict[str, float]:
+    """Mean seconds per step of runs of ``config`` at the largest size that was timed: "sparse" (after exact mode, to its
+    switch point), "exact" and "masked dense".
 
     Exact mode's seconds are interpolated between the densities at which it was timed; sparse mode's include refreshes.
     """
-    largest = max(int(r["d_model"]) for r in rows if r["study"] == "speed")
-    total = {r["what"]: float(r["total"]) for r in rows if r["study"] == "speed" and int(r["d_model"]) == largest}
+    rows = [r for r in rows if r["study"] == study]
+    largest = max(int(r["d_model"]) for r in rows)
+    total = {r["what"]: float(r["total"]) for r in rows if int(r["d_model"]) == largest}
     along = sorted((float(r["density"]), float(r["total"])) for r in rows if r["what"].startswith("exact at"))
+    sparse_step = total["sparse"] + total["refresh"] / config.refresh_every
     schedule = config.schedule(config.density)
-    sparse = total["sparse"] + total["refresh"] / config.refresh_every
-    seconds = []
+    exact, sparse = [], []
     for step in range(0, WHOLE_RUN, 100):
         density = schedule.density(step, WHOLE_RUN, config.density)
-        exact = np.interp(math.log(density), [math.log(d) for d, _ in along], [s for _, s in along])
-        seconds.append(sparse if config.is_sparse_after(density) else float(exact))
-    return float(np.mean(seconds)), min(s for name, s in total.items() if name.startswith("masked"))
+        exact.append(float(np.interp(math.log(density), [math.log(d) for d, _ in along], [s for _, s in along])))
+        sparse.append(sparse_step if config.is_sparse_after(density) else exact[-1])
+    masked = min(seconds for name, seconds in total.items() if name.startswith("masked"))
+    return {"sparse": float(np.mean(sparse)), "exact": float(np.mean(exact)), "masked dense": masked}
+
+
+def price(runs: list[Row], timed: list[Row], setting: str, config: TrainConfig) -> str:
+    """What a run of ``setting`` takes in seconds, trained in three ways, against the cheapest dense model that is at
+    least as good as sparse mode makes it. Losses are of whole runs; seconds are their steps times those of a step."""
+    of_setting = [r for r in runs if r["study"] == "parity" and r["setting"] == setting]
+    loss = {
+        method: float(np.mean([float(r["held_out"]) for r in of_setting if r["method"] == method] or math.nan))
+        for method in ("sparse", "exact")
+    }
+    dense_step = {int(r["d_model"]): float(r["total"]) for r in timed if (r["study"], r["what"]) == ("price", "dense")}
+    dense = []
+    for row in runs:
+        if row["study"] == "cost" and float(row["held_out"]) <= loss["sparse"]:
+            _, width, _, steps, _ = row["setting"].replace(",", "").split()
+            dense.append((int(steps) * dense_step[int(width)], float(row["held_out"]), row["setting"]))
+    if not dense or "sparse" not in {r["what"] for r in timed if r["study"] == "price"}:
+        return "not yet measured"
+    cheapest, reached, name = min(dense)
+    seconds = {what: config.steps * each for what, each in whole_run(timed, config, "price").items()}
+    lines = [[name, f"{reached:.3f}", f"{cheapest:.0f}", "1"]]
+    for what, value in (("sparse", loss["sparse"]), ("exact", loss["exact"]), ("masked dense", loss["exact"])):
+        lines.append([f"{setting}, {what}", f"{value:.3f}", f"{seconds[what]:.0f}", f"{seconds[what] / cheapest:.0f}"])
+    return markdown(["model", "held-out loss", "seconds", "x dense"], lines)

@@ -12,7 +12,7 @@ from torch import nn
 
 import sparsekern as sk
 from sparsekern.bench import scale, steps, tables
-from sparsekern.bench.rivals import DenseGradients, FrozenAdamW, RigLAdamW, SetAdamW
+from sparsekern.bench.rivals import DenseGradients, FrozenAdamW, LazyAdamW, RigLAdamW, SetAdamW
 from sparsekern.bench.studies import METHODS, SETTINGS, branch_step, run
 from sparsekern.optim import SparseAdamW, param_groups
 from sparsekern.optim.topology import active_flat
@@ -114,21 +114,35 @@ def test_rigl_grows_where_the_gradient_is_largest() -> None:
     assert grad[grown].min() >= grad.sort(descending=True).values[6]
 
 
+def test_gradients_off_the_support_are_held() -> None:
+    net = a_net()
+    optimizer, master = LazyAdamW(param_groups(net), 0.05), net[0].weight.master
+    take_steps(net, optimizer, 4)
+    support = torch.zeros(master.numel(), dtype=torch.bool)
+    support[net[0].weight.pattern.flat_indices()] = True
+    first = optimizer._held[net[0].weight]
+    used = master.grad  # of the fourth step, at which the gradient of the first still holds
+    off = (used == first).flatten()
+    assert off[~support].float().mean() > 0.9  # but for what entered the support on the way
+    assert not off[support].all()
+    take_steps(net, optimizer, 1)
+    assert not torch.equal(optimizer._held[net[0].weight], first)
+
+
 # ---- steps and scale
 
 
-def test_steps_agree_and_are_timed(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in (("CONTEXT", 16), ("VOCAB", 64), ("LAYERS", 1)):
-        monkeypatch.setattr(steps, name, value)
+def test_steps_agree_and_are_timed() -> None:
+    size = steps.Size(128, 1 / 16, n_layer=1, vocab=64, context=16, tokens=32)
     names = ["sparse", "exact", "masked dense f32", "masked dense bf16"]
-    results = steps.compare(128, 1 / 16, 32, names, rounds=1)
-    assert list(results) == names
+    results = steps.compare(size, names, rounds=1) | steps.compare(replace(size, density=1.0), ["dense"], rounds=1)
+    assert list(results) == [*names, "dense"]
     for numbers in results.values():
         assert all(numbers[part] > 0 for part in ("linears", "attention", "abs_topk", "update"))
         assert sum(numbers[part] for part in tables.PARTS[:-1]) == pytest.approx(numbers["total"])
-    held = steps.memory(128, 1 / 16, 32, names)
+    held = steps.memory(size, names)
     assert held["sparse"] < 0.5 * held["exact"]
-    assert len(list(steps.exact_along(128, [1.0, 1 / 16], 32))) == 2
+    assert len(list(steps.exact_along(size, [1.0, 1 / 16]))) == 2
 
 
 def test_scale_counts() -> None:
@@ -163,6 +177,36 @@ def test_the_whole_run_follows_the_schedule(sources: Path) -> None:
         {"study": "speed", "d_model": "64", "what": what, "density": str(density), "total": str(total)}
         for what, (density, total) in numbers.items()
     ]
-    ours, dense = tables.whole_run(rows, config)
-    assert dense == 20
-    assert ours == pytest.approx(0.5 * (12 + 2) / 2 + 0.5 * (1 + 6 / config.refresh_every), rel=0.01)
+    seconds = tables.whole_run(rows, config, "speed")
+    assert seconds["masked dense"] == 20
+    assert seconds["exact"] == pytest.approx(0.5 * (12 + 2) / 2 + 0.5 * 2, rel=0.01)
+    assert seconds["sparse"] == pytest.approx(0.5 * (12 + 2) / 2 + 0.5 * (1 + 6 / config.refresh_every), rel=0.01)
+
+
+def test_the_price_is_against_the_cheapest_dense_model_that_is_as_good(sources: Path) -> None:
+    config = tiny(sources, density=0.01, anneal="geometric", anneal_end=0.5, min_alive=0)
+    timed = [
+        {"study": "price", "d_model": "64", "what": what, "density": str(density), "total": str(total)}
+        for what, density, total in (
+            ("sparse", 0.01, 1.0),
+            ("refresh", 0.01, 0.0),
+            ("masked dense f32", 0.01, 20.0),
+            ("exact at 1", 1.0, 2.0),
+            ("exact at 0.01", 0.01, 2.0),
+        )
+    ]
+    timed += [
+        {"study": "price", "d_model": str(width), "what": "dense", "density": "1", "total": str(total)}
+        for width, total in ((8, 0.1), (16, 0.3))
+    ]
+    runs = [a_row("sparse", 0, 3.0), a_row("exact", 0, 2.9)]
+    for setting, loss in (
+        ("dense, 8 wide, 5 steps", 3.1),
+        ("dense, 8 wide, 20 steps", 3.0),
+        ("dense, 16 wide, 5 steps", 2),
+    ):
+        runs.append({**a_row("exact", 0, loss), "study": "cost", "setting": setting})
+    text = tables.price(runs, timed, "small", config)
+    assert "| dense, 16 wide, 5 steps | 2.000 | 2 | 1 |" in text
+    assert f"| small, masked dense | 2.900 | {20 * config.steps} | {20 * config.steps / 1.5:.0f} |" in text
+    assert tables.price(runs[:2], timed, "small", config) == "not yet measured"
