@@ -17,7 +17,7 @@ Steps (results/training_steps_cpu.csv), one after the other; nothing else should
     memory       bytes of their parameters, index arrays, gradients and optimizer state
     price        a step of the dense models of `cost`, and of the sparse one
     scale        sparse mode up to 1e11 dense-equivalent weights: time and memory against the nonzeros
-tables           what is in the results, as markdown
+tables           what is in the results, as markdown; and the picture of `scale`
 
 Runs of one setting and seed share data, initial weights and, where a method takes over from exact mode, its checkpoint.
 """
@@ -46,7 +46,7 @@ from sparsekern.data import load_corpus
 from sparsekern.recipe import PRESETS
 
 RESULTS = Path(__file__).parent / "results"
-RUNS, STEPS = RESULTS / "training_cpu.csv", RESULTS / "training_steps_cpu.csv"
+RUNS, STEPS, PICTURE = (RESULTS / f"training_{name}" for name in ("cpu.csv", "steps_cpu.csv", "scale.png"))
 SCRATCH = Path("runs/studies")
 console = Console(soft_wrap=True, highlight=False)
 
@@ -300,6 +300,7 @@ def print_tables() -> None:
         print(
             f"whole run, sparse from {switch}: {seconds['sparse']:.2f} s per step, masked dense takes {ratio:.1f} times"
         )
+    tables.plot_scale(timed, PICTURE)
     print(f"\nprice of sparsity\n\n{tables.price(runs, timed, PRICED, SETTINGS[PRICED])}")
 
 
@@ -308,8 +309,8 @@ def main() -> None:
     parser.add_argument("study", choices=[*WHOLE_RUNS, "speed", "memory", "price", "scale", "tables"])
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--settings", nargs="+", default=list(SETTINGS), choices=list(SETTINGS))
-    parser.add_argument("--methods", nargs="+", default=[], choices=list(METHODS), help="besides exact; default: all")
+    parser.add_argument("--settings", nargs="+", default=list(SETTINGS), choices=list(SETTINGS), metavar="SETTING")
+    parser.add_argument("--methods", nargs="+", default=[], choices=list(METHODS), metavar="METHOD")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the workers, being daemons, end too
     if options.study == "speed":

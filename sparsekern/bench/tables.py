@@ -1,4 +1,4 @@
-"""Tables of the studies, as markdown, from the rows of their results."""
+"""Tables (markdown) and a picture of the studies, from the rows of their results."""
 
 import csv
 import math
@@ -74,7 +74,7 @@ def speed(rows: list[Row]) -> str:
 
 
 def whole_run(rows: list[Row], config: TrainConfig, study: str) -> dict[str, float]:
-    """Mean seconds per step of runs of ``config`` at the largest size that was timed: "sparse" (after exact mode, to its
+    """Mean seconds per step of runs of ``config`` at the largest size that was timed: "sparse" (exact mode up to its
     switch point), "exact" and "masked dense".
 
     Exact mode's seconds are interpolated between the densities at which it was timed; sparse mode's include refreshes.
@@ -116,3 +116,27 @@ def price(runs: list[Row], timed: list[Row], setting: str, config: TrainConfig) 
     for what, value in (("sparse", loss["sparse"]), ("exact", loss["exact"]), ("masked dense", loss["exact"])):
         lines.append([f"{setting}, {what}", f"{value:.3f}", f"{seconds[what]:.0f}", f"{seconds[what] / cheapest:.0f}"])
     return markdown(["model", "held-out loss", "seconds", "x dense"], lines)
+
+
+def plot_scale(rows: list[Row], path: Path) -> None:
+    """Seconds of a step and peak memory over the nonzeros: more of them at one width, and ever wider models."""
+    from matplotlib.figure import Figure
+
+    rows = [r for r in rows if r["study"] == "scale"]
+    widths = [r["d_model"] for r in rows]
+    fixed = [r for r in rows if widths.count(r["d_model"]) > 1]
+    growing = sorted((r for r in rows if widths.count(r["d_model"]) == 1), key=lambda r: int(r["nnz"]))
+    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    panels = (("total", 1, "seconds per step"), ("bytes", 1e9, "peak memory of the process (GB)"))
+    for axes, (column, unit, label) in zip(figure.subplots(1, 2), panels, strict=True):
+        for series, name in ((fixed, f"d_model {fixed[0]['d_model']}, ever denser"), (growing, "ever wider")):
+            millions, values = ([float(r[of]) / by for r in series] for of, by in (("nnz", 1e6), (column, unit)))
+            axes.loglog(millions, values, "o-", ms=4, label=name)
+            if series is growing:
+                for row, *at in zip(growing, millions, values, strict=True):
+                    axes.annotate(f" {row['d_model']}", at, fontsize="x-small", va="top")
+                ideal = [values[-1] * m / millions[-1] for m in millions]
+                axes.loglog(millions, ideal, "k:", lw=1, label="proportional to the nonzeros")
+        axes.set(xlabel="nonzeros (millions)", ylabel=label)
+        axes.legend(fontsize="small")
+    figure.savefig(path, dpi=110)

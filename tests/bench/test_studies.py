@@ -210,3 +210,12 @@ def test_the_price_is_against_the_cheapest_dense_model_that_is_as_good(sources: 
     assert "| dense, 16 wide, 5 steps | 2.000 | 2 | 1 |" in text
     assert f"| small, masked dense | 2.900 | {20 * config.steps} | {20 * config.steps / 1.5:.0f} |" in text
     assert tables.price(runs[:2], timed, "small", config) == "not yet measured"
+
+
+def test_scale_is_drawn(tmp_path: Path) -> None:
+    rows = [
+        {"study": "scale", "d_model": str(width), "nnz": str(nnz), "total": "1.5", "bytes": "1e9"}
+        for width, nnz in ((64, 100), (64, 200), (128, 400))
+    ]
+    tables.plot_scale(rows, tmp_path / "scale.png")
+    assert (tmp_path / "scale.png").read_bytes().startswith(b"\x89PNG\r\n")
