@@ -369,6 +369,14 @@ def raw_adamw_select(draw: Draw) -> Iterable[RawCall]:
     yield raw.adamw_select_.default, (*state, *layouts, *indices, *rule)
 
 
+def raw_causal_attention(draw: Draw) -> Iterable[RawCall]:
+    q, k, v, g, logits = grads(*(draw.normal(2, 5, 3, 4) for _ in range(4)), draw.normal(3))
+    for sink in (None, logits):
+        yield raw.causal_attention.default, (q, k, v, sink)
+        y, lse = (t.detach() for t in raw.causal_attention(q, k, v, sink))
+        yield raw.causal_attention_backward.default, (g, q, k, v, sink, y, lse)
+
+
 CASES = (
     *(
         OpCase(
@@ -412,5 +420,6 @@ RAW_CALLS: dict[str, Callable[[Draw], Iterable[RawCall]]] = {
     **{case.name: case.raw for case in CASES},
     "adamw_project_": raw_adamw_project,  # these have tests of their own
     "adamw_select_": raw_adamw_select,
+    "causal_attention": raw_causal_attention,
     "observe": raw_observe,
 }

@@ -18,8 +18,8 @@ from .training import MIN_ALIVE, SparseStep
 OURS = ("sparsekern::", "GeneratedBackwardFor_sparsekern_")  # an op's kernel runs under either name
 PARTS: Mapping[str, tuple[str, ...]] = {  # ops of the forward and backward pass, by how their names begin
     "AbsTopK": (*(f"{ours}abs_topk" for ours in OURS), "aten::topk", "aten::scatter", "aten::gather", "aten::sort"),
+    "attention": (*(f"{ours}causal" for ours in OURS), "aten::_scaled_dot_product", "aten::_flash_attention"),
     "linears": (*OURS, "aten::addmm", "aten::mm", "aten::bmm", "aten::index_select", "aten::embedding"),
-    "attention": ("aten::_scaled_dot_product", "aten::_flash_attention"),
 }
 
 Step = SparseStep | MaskedDenseStep
@@ -114,7 +114,7 @@ def timed(step: Step, ids: Tensor, targets: Tensor) -> StepTime:
     started = time.perf_counter()
     step.update()
     update = time.perf_counter() - started
-    abs_topk, linears, attention = (own.get(part, 0.0) for part in PARTS)
+    abs_topk, attention, linears = (own.get(part, 0.0) for part in PARTS)
     return StepTime(linears, attention, abs_topk, both - linears - attention - abs_topk, update)
 
 

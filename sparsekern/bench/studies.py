@@ -31,7 +31,7 @@ _COMMON = TrainConfig(
 )
 SETTINGS: Mapping[str, TrainConfig] = {
     "256 wide, 2 %": replace(_COMMON, d_model=256, density=0.02, lr=0.06),
-    "256 wide, 1 %": replace(_COMMON, d_model=256, density=0.01, lr=0.06),
+    "256 wide, 1 %": replace(_COMMON, d_model=256, density=0.01, lr=0.03),
     "512 wide, 0.5 %": replace(_COMMON, d_model=512, density=0.005, lr=0.03),
 }
 # Dense models without AbsTopK, as small and as short as may do.

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ..formats import CSR
 from ..nn import AbsTopK, SparseEmbedding, SparseLinear, SparseWeight
+from ..ops import causal_attention
 
 SUBLAYER_LOCATIONS = "attn_in,attn_q,attn_k,attn_v,attn_out,mlp_in,mlp_neuron,mlp_out"
 
@@ -129,11 +130,10 @@ class Attention(nn.Module):
         """(B, T, d_model) -> (B, T, d_model)."""
         q, k, v = self.c_attn(self.topk_in(x)).chunk(3, dim=-1)
         q, k, v = (self._heads(t) for t in (self.topk_q(q), self.topk_k(k), self.topk_v(v)))
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        return self.topk_out(self.c_proj(y.transpose(1, 2).flatten(2)))
+        return self.topk_out(self.c_proj(causal_attention(q, k, v).flatten(2)))
 
     def _heads(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (-1, self.d_head)).transpose(1, 2)
+        return x.unflatten(-1, (-1, self.d_head))
 
 
 class MLP(nn.Module):

@@ -9,6 +9,7 @@ from .abs_topk import abs_topk
 from .adamw_project import adamw_project_
 from .adamw_select import ActiveMatrix, adamw_select_
 from .backend import gpu_backend, load_gpu_kernels, use_backend
+from .causal_attention import causal_attention
 from .choice import KernelChoice, TilePlan, choose_linear, plan_tiles
 from .csr_embedding import csr_embedding
 from .csr_linear import csr_linear
@@ -26,6 +27,7 @@ __all__ = [
     "abs_topk",
     "adamw_project_",
     "adamw_select_",
+    "causal_attention",
     "check_status",
     "choose_linear",
     "csr_embedding",

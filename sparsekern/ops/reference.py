@@ -1,5 +1,6 @@
 """Every op in plain torch: slow, obvious, differentiable, in any dtype. The truth that kernels are tested against."""
 
+import math
 from typing import TYPE_CHECKING
 
 import torch
@@ -49,6 +50,16 @@ def csr_linear_active(x: Tensor, active: Tensor, pattern: "ActivePattern", bias:
 def csr_sddmm(a: Tensor, b: Tensor, w: "CSR") -> Tensor:
     product = as_matrix(a).T @ as_matrix(b)
     return product[row_indices(w.pattern), w.pattern.col_indices.long()]
+
+
+def causal_attention(q: Tensor, k: Tensor, v: Tensor, sink: Tensor | None = None) -> Tensor:
+    tokens, width = q.shape[1], q.shape[3]
+    scores = torch.einsum("bihd,bjhd->bhij", q, k) / math.sqrt(width)
+    scores = scores.masked_fill(torch.ones(tokens, tokens, dtype=torch.bool, device=q.device).triu(1), -torch.inf)
+    if sink is not None:
+        scores = torch.cat([sink.view(1, -1, 1, 1).expand(*scores.shape[:3], 1), scores], dim=3)
+    attended = scores.softmax(-1)[..., -tokens:] if tokens else scores
+    return torch.einsum("bhij,bjhd->bihd", attended, v)
 
 
 def topk_mask(magnitude: Tensor, k: int) -> Tensor:

@@ -1,0 +1,96 @@
+"""``causal_attention``: softmax attention for many narrow heads."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from . import reference
+from ._define import define
+
+
+def _fake(q: Tensor, k: Tensor, v: Tensor, sink: Tensor | None) -> tuple[Tensor, Tensor]:
+    batch, tokens, heads, _ = q.shape
+    return q.new_empty(q.shape), q.new_empty(batch, heads, tokens)
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.save_for_backward(*inputs, *output)
+
+
+def _backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor | None, ...]:
+    sink = ctx.saved_tensors[3]
+    dq, dk, dv, dsink = _backward_raw(grad, *ctx.saved_tensors)
+    return dq, dk, dv, None if sink is None else dsink.sum(0)
+
+
+def _backward_fake(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, sink: Tensor | None, y: Tensor, lse: Tensor
+) -> tuple[Tensor, ...]:
+    dsink = q.new_empty(0 if sink is None else q.shape[0], q.shape[2])
+    return q.new_empty(q.shape), q.new_empty(q.shape), q.new_empty(q.shape), dsink
+
+
+def _backward_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.save_for_backward(*inputs[:5])
+
+
+def _backward_backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
+    """Through the formula in plain torch: rarely needed, and never fast."""
+    leaves: list[Tensor] = [t.detach().requires_grad_() for t in ctx.saved_tensors if t is not None]
+    grad, *given = leaves
+    with torch.enable_grad():
+        first = list(torch.autograd.grad(reference.causal_attention(*given), given, grad, create_graph=True))
+        if len(given) == 4:
+            first[3] = first[3].expand_as(cotangents[3]) / len(cotangents[3])  # any share: the parts are summed
+        second = torch.autograd.grad(first, leaves, cotangents[: len(first)], materialize_grads=True)
+    return *second, *([None] * (7 - len(second)))
+
+
+causal_attention_raw = define(
+    "causal_attention(Tensor q, Tensor k, Tensor v, Tensor? sink) -> (Tensor y, Tensor lse)",
+    fake=_fake,
+    setup_context=_setup,
+    backward=_backward,
+)
+_backward_raw = define(
+    "causal_attention_backward(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor? sink, Tensor y, Tensor lse)"
+    " -> (Tensor dq, Tensor dk, Tensor dv, Tensor dsink)",
+    fake=_backward_fake,
+    setup_context=_backward_setup,
+    backward=_backward_backward,
+)
+
+
+def causal_attention(q: Tensor, k: Tensor, v: Tensor, sink: Tensor | None = None) -> Tensor:
+    """Softmax attention of every token to itself and those before it, scores scaled by ``1 / sqrt(D)``.
+
+    On the CPU it is made for many narrow heads (8 to 32), where torch's own kernels spend most of their time outside of
+    the products; on a GPU it is torch's own.
+
+    Args:
+        q, k, v: (B, T, H, D): tokens before heads, as a linear layer leaves them; float32 or float64, on a GPU also
+            bfloat16 or float16.
+        sink: (H), a score per head that takes part in the softmax with a value of zero (Gao et al. 2025, appendix A.1).
+
+    Returns:
+        (B, T, H, D), with gradients to all arguments.
+
+    Raises:
+        RuntimeError: a shape or dtype does not fit; the message names the argument.
+    """
+    return causal_attention_raw(q, k, v, sink)[0] if q.device.type == "cpu" else by_torch(q, k, v, sink)
+
+
+def by_torch(q: Tensor, k: Tensor, v: Tensor, sink: Tensor | None) -> Tensor:
+    """The same by ``scaled_dot_product_attention``; a sink is the score of one more key, of zeros."""
+    q, k, v = (t.transpose(1, 2) for t in (q, k, v))
+    if sink is None:
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2)
+    tokens = q.shape[2]
+    hidden = torch.ones(tokens, tokens, dtype=torch.bool, device=q.device).triu(1)
+    scores = torch.zeros_like(hidden, dtype=q.dtype).masked_fill(hidden, -torch.inf).expand(len(sink), -1, -1)
+    with_sink = torch.cat([sink.to(q.dtype).view(-1, 1, 1).expand(-1, tokens, 1), scores], dim=2)
+    k, v = (F.pad(t, (0, 0, 1, 0)) for t in (k, v))
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=with_sink).transpose(1, 2)
