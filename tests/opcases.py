@@ -377,6 +377,13 @@ def raw_causal_attention(draw: Draw) -> Iterable[RawCall]:
         yield raw.causal_attention_backward.default, (g, q, k, v, sink, y, lse)
 
 
+def raw_rms_norm(draw: Draw) -> Iterable[RawCall]:
+    x, gain, g = grads(draw.normal(2, 3, 5), draw.normal(5), draw.normal(2, 3, 5))
+    yield raw.rms_norm.default, (x, gain, 1e-6)
+    rstd = raw.rms_norm(x, gain, 1e-6)[1].detach()
+    yield raw.rms_norm_backward.default, (g, x, gain, rstd, 1e-6)
+
+
 CASES = (
     *(
         OpCase(
@@ -422,4 +429,5 @@ RAW_CALLS: dict[str, Callable[[Draw], Iterable[RawCall]]] = {
     "adamw_select_": raw_adamw_select,
     "causal_attention": raw_causal_attention,
     "observe": raw_observe,
+    "rms_norm": raw_rms_norm,
 }

@@ -513,3 +513,11 @@ def test_project_of_any_shape(
     floor = min(floor, prod(w.shape) // max(1, w.shape[axis or 0]))
     expected = reference.topk_project_(w.clone(), keep, floor, axis)
     assert_same_bits([ops.topk_project_(w, keep, floor, axis)], [expected])
+
+
+@both_dtypes
+def test_abs_topk_takes_slices_as_they_are(dtype: torch.dtype, isa: str) -> None:
+    x = Draw(dtype).normal(3, 4, 60)
+    x[1, 2, 7] = NAN
+    for part in (*x.chunk(3, -1), x[1:, ::2, 5:6], x[:, :1], x.transpose(0, 1)):
+        assert_same_bits([ops.abs_topk(part, 1)], [ops.abs_topk(part.clone(memory_format=torch.contiguous_format), 1)])

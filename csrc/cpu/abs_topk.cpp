@@ -103,7 +103,7 @@ void run(const AbsTopkArgs& a) {
     const int64_t end = min_of(a.rows, (item + 1) * kRowsPerItem);
     Key<T> guess = magnitude(T(1));
     for (int64_t r = item * kRowsPerItem; r < end; ++r)
-      topk_row(static_cast<const T*>(a.x) + r * a.width, a.width, a.k, guess, workspace + worker * row_elements,
+      topk_row(static_cast<const T*>(a.x) + r * a.stride, a.width, a.k, guess, workspace + worker * row_elements,
                static_cast<T*>(a.y) + r * a.width, a.kept + r * kept_bytes);
   });
 }

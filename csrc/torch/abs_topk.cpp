@@ -8,15 +8,27 @@
 namespace sk {
 namespace {
 
+// x, or a copy of it, and the distance of its rows: on the CPU, slices of the last dimension are taken as they are.
+std::pair<Tensor, int64_t> strided_rows(const Tensor& x) {
+  const int64_t last = x.dim() - 1;
+#ifndef SK_CUDA
+  bool regular = last > 0 && x.numel() > 0 && x.stride(last) == 1;
+  for (int64_t d = 0; d + 1 < last; ++d) regular = regular && x.stride(d) == x.stride(d + 1) * x.size(d + 1);
+  if (regular) return {x, x.stride(last - 1)};
+#endif
+  return {torch::stable::contiguous(x), x.size(last)};
+}
+
 std::tuple<Tensor, Tensor> abs_topk(const Tensor& x_in, int64_t k) {
   constexpr const char* op = "abs_topk";
   SK_CHECK(x_in.dim() >= 1, op, ": x must have at least one dimension");
-  const Tensor x = torch::stable::contiguous(x_in);
+  const auto [x, stride] = strided_rows(x_in);
   AbsTopkArgs a{};
   a.dtype = dtype_of(op, "x", x);
   a.rows = leading(x);
   a.width = x.size(x.dim() - 1);
   a.k = k;
+  a.stride = stride;
   SK_CHECK(k >= 0 && k <= a.width, op, ": k must be between 0 and the last dimension of x, ", a.width, ", got ", k);
 
   const Device device(x);

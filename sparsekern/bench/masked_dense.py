@@ -4,10 +4,11 @@ import copy
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..models import GPT
-from ..nn import AbsTopK, SparseEmbedding, SparseLinear, SparseWeight
+from ..nn import AbsTopK, CausalAttention, RMSNorm, SparseEmbedding, SparseLinear, SparseWeight
 
 
 class TorchAbsTopK(nn.Module):
@@ -23,8 +24,17 @@ class TorchAbsTopK(nn.Module):
         return torch.zeros_like(x).scatter(-1, kept, x.gather(-1, kept))
 
 
+class TorchAttention(nn.Module):
+    """Causal attention through ``scaled_dot_product_attention``."""
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """(B, T, H, D) -> (B, T, H, D)."""
+        q, k, v = (t.transpose(1, 2) for t in (q, k, v))
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2)
+
+
 def masked_dense_copy(model: GPT) -> GPT:
-    """``model`` with every sparse layer as its dense counterpart (zeros stored) and AbsTopK in plain torch."""
+    """``model`` with every sparse layer as its dense counterpart (zeros stored), and all else in plain torch."""
     dense = copy.deepcopy(model)
     for name, module in list(dense.named_modules()):
         if isinstance(module, SparseLinear):
@@ -34,6 +44,12 @@ def masked_dense_copy(model: GPT) -> GPT:
             dense.set_submodule(name, nn.Embedding.from_pretrained(table, freeze=False))
         elif isinstance(module, AbsTopK):
             dense.set_submodule(name, TorchAbsTopK(module.k))
+        elif isinstance(module, CausalAttention):
+            dense.set_submodule(name, TorchAttention())
+        elif isinstance(module, RMSNorm):
+            norm = nn.RMSNorm(len(module.weight), module.eps)
+            norm.load_state_dict(module.state_dict())
+            dense.set_submodule(name, norm)
     return dense
 
 

@@ -13,8 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..formats import CSR
-from ..nn import AbsTopK, SparseEmbedding, SparseLinear, SparseWeight
-from ..ops import causal_attention
+from ..nn import AbsTopK, CausalAttention, RMSNorm, SparseEmbedding, SparseLinear, SparseWeight
 
 SUBLAYER_LOCATIONS = "attn_in,attn_q,attn_k,attn_v,attn_out,mlp_in,mlp_neuron,mlp_out"
 
@@ -124,13 +123,14 @@ class Attention(nn.Module):
         self.topk_q = config.topk("attn_q", width)
         self.topk_k = config.topk("attn_k", width)
         self.topk_v = config.topk("attn_v", width)
+        self.attend = CausalAttention()
         self.topk_out = config.topk("attn_out", config.d_model)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, d_model) -> (B, T, d_model)."""
         q, k, v = self.c_attn(self.topk_in(x)).chunk(3, dim=-1)
         q, k, v = (self._heads(t) for t in (self.topk_q(q), self.topk_k(k), self.topk_v(v)))
-        return self.topk_out(self.c_proj(causal_attention(q, k, v).flatten(2)))
+        return self.topk_out(self.c_proj(self.attend(q, k, v).flatten(2)))
 
     def _heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (-1, self.d_head))
@@ -158,9 +158,9 @@ class Block(nn.Module):
 
     def __init__(self, config: GPTConfig, start: Start) -> None:
         super().__init__()
-        self.ln_1 = nn.RMSNorm(config.d_model)
+        self.ln_1 = RMSNorm(config.d_model)
         self.attn = Attention(config, start)
-        self.ln_2 = nn.RMSNorm(config.d_model)
+        self.ln_2 = RMSNorm(config.d_model)
         self.mlp = MLP(config, start)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -196,7 +196,7 @@ class GPT(nn.Module):
         self.wte = SparseEmbedding.from_weight(embedding_start.weight(vocab, d, 0.02))
         self.wpe = SparseEmbedding.from_weight(embedding_start.weight(config.block_size, d, 0.0))
         self.blocks = nn.ModuleList(Block(config, start) for _ in range(config.n_layer))
-        self.ln_f = nn.RMSNorm(d)
+        self.ln_f = RMSNorm(d)
         self.lm_head = embedding_start.linear(vocab, d, False, 0.02)
         table = torch.rand(vocab, vocab) * 0.02 if config.enable_bigram_table else None
         if table is not None and config.learnable_bigram_table:

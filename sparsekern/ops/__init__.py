@@ -17,6 +17,7 @@ from .csr_linear_active import csr_linear_active
 from .csr_linear_dense_grad import csr_linear_dense_grad
 from .csr_sddmm import csr_sddmm
 from .observe import observe
+from .rms_norm import rms_norm
 from .status import check_status
 from .topk_project import topk_project_
 
@@ -39,6 +40,7 @@ __all__ = [
     "observe",
     "plan_tiles",
     "reference",
+    "rms_norm",
     "topk_project_",
     "use_backend",
 ]

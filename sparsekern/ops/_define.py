@@ -1,9 +1,10 @@
 """Registers an op with torch: schema, shape function and gradient here, kernels in C++ (csrc/torch/<stem>.cpp)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 _library = torch.library.Library("sparsekern", "FRAGMENT")
 
@@ -30,3 +31,23 @@ def define(
     if backward is not None:
         torch.library.register_autograd(name, backward, setup_context=setup_context, lib=_library)
     return getattr(torch.ops.sparsekern, name.partition("::")[2]).default
+
+
+def second_gradients(
+    formula: Callable[..., Tensor], saved: Sequence[Tensor | None], cotangents: Sequence[Tensor]
+) -> tuple[Tensor, ...]:
+    """The gradient of a backward pass, through the op's formula in plain torch: rarely needed, and never fast.
+
+    Args:
+        formula: of the op's inputs.
+        saved: the gradient of its result, then its inputs; those that are None are left out.
+        cotangents: of the gradients of the inputs.
+
+    Returns:
+        Gradients of what was saved, but for None.
+    """
+    leaves = [t.detach().requires_grad_() for t in saved if t is not None]
+    grad, *inputs = leaves
+    with torch.enable_grad():
+        first = torch.autograd.grad(formula(*inputs), inputs, grad, create_graph=True)
+        return torch.autograd.grad(first, leaves, cotangents[: len(first)], materialize_grads=True)

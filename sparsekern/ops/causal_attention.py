@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import reference
-from ._define import define
+from ._define import define, second_gradients
 
 
 def _fake(q: Tensor, k: Tensor, v: Tensor, sink: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -36,15 +36,9 @@ def _backward_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...
     ctx.save_for_backward(*inputs[:5])
 
 
-def _backward_backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
-    """Through the formula in plain torch: rarely needed, and never fast."""
-    leaves: list[Tensor] = [t.detach().requires_grad_() for t in ctx.saved_tensors if t is not None]
-    grad, *given = leaves
-    with torch.enable_grad():
-        first = list(torch.autograd.grad(reference.causal_attention(*given), given, grad, create_graph=True))
-        if len(given) == 4:
-            first[3] = first[3].expand_as(cotangents[3]) / len(cotangents[3])  # any share: the parts are summed
-        second = torch.autograd.grad(first, leaves, cotangents[: len(first)], materialize_grads=True)
+def _backward_backward(ctx: Any, dq: Tensor, dk: Tensor, dv: Tensor, dsink: Tensor) -> tuple[Tensor | None, ...]:
+    cotangents = (dq, dk, dv, dsink[0] if len(dsink) else dsink)  # those of a sum's terms are all the same
+    second = second_gradients(reference.causal_attention, ctx.saved_tensors, cotangents)
     return *second, *([None] * (7 - len(second)))
 
 

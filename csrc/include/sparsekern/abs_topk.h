@@ -15,6 +15,7 @@ struct AbsTopkArgs {
   void* y;
   uint8_t* kept;
   int64_t rows, width, k;
+  int64_t stride;  // from one row of x to the next; on a GPU the width
   DType dtype;
   void* workspace;  // abs_topk_workspace bytes, 64-byte aligned
   Parallel parallel;
