@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from backends import GPU_DTYPES
-from emulator import COMPOSITES
+from emulator import ON_THE_CPU_ONLY
 from opcases import BUDGETS, CASES, RAW_CALLS, ROWS, Budget, Draw, OpCase, Rows, Shape, raw
 from test_adamw_project import check_steps
 from test_adamw_select import CASES as ACTIVE
@@ -144,7 +144,7 @@ def test_raw_ops_agree_with_their_shape_functions(name: str) -> None:
 
 def test_every_raw_op_is_implemented() -> None:
     raw_ops = {op.name().partition("::")[2] for calls in RAW_CALLS.values() for op, _ in calls(Draw())}
-    assert set(IMPLEMENTATIONS) == set(TRITON_OPS) == raw_ops - {"csr_validate", *COMPOSITES}
+    assert set(IMPLEMENTATIONS) == set(TRITON_OPS) == raw_ops - ON_THE_CPU_ONLY
 
 
 @pytest.mark.parametrize("layout", [transposed, strided])

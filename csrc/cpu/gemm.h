@@ -1,7 +1,5 @@
 // Products of small matrices that lie in the first-level cache: one factor is broadcast, the other one gives the lanes.
 #pragma once
-#include <type_traits>
-
 #include "vec.h"
 
 namespace sk {

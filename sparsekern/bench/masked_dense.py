@@ -47,7 +47,7 @@ def masked_dense_copy(model: GPT) -> GPT:
         elif isinstance(module, CausalAttention):
             dense.set_submodule(name, TorchAttention())
         elif isinstance(module, RMSNorm):
-            norm = nn.RMSNorm(len(module.weight), module.eps)
+            norm = nn.RMSNorm(len(module.weight), module.eps, device=module.weight.device, dtype=module.weight.dtype)
             norm.load_state_dict(module.state_dict())
             dense.set_submodule(name, norm)
     return dense
