@@ -521,3 +521,23 @@ def test_abs_topk_takes_slices_as_they_are(dtype: torch.dtype, isa: str) -> None
     x[1, 2, 7] = NAN
     for part in (*x.chunk(3, -1), x[1:, ::2, 5:6], x[:, :1], x.transpose(0, 1)):
         assert_same_bits([ops.abs_topk(part, 1)], [ops.abs_topk(part.clone(memory_format=torch.contiguous_format), 1)])
+
+
+@both_dtypes
+@pytest.mark.parametrize("nnz", [900, 70 * 257])  # rows of some 13, and full ones
+def test_a_token_does_not_depend_on_the_others(dtype: torch.dtype, nnz: int, isa: str) -> None:
+    draw = Draw(dtype)
+    w, x = draw.csr(70, 257, nnz), draw.normal(130, 257)
+    whole = ops.csr_linear(x, w)
+    for some in (slice(1), slice(77, 78), slice(5, 8), slice(100)):
+        assert_same_bits([ops.csr_linear(x[some], w)], [whole[some]])
+
+
+def test_skewed_rows(backend: str, set_threads: Callable[[int], None]) -> None:
+    """One full row beside empty ones: blocks of equal work are uneven, and some are empty."""
+    set_threads(3)
+    full = torch.cat([torch.randn(1, 300), torch.zeros(40, 300)]).roll(20, 0)
+    w = CSR.from_dense(full, nnz=300)
+    for tokens in (1, 3):
+        x = torch.randn(tokens, 300)
+        torch.testing.assert_close(ops.csr_linear(x, w), x @ full.T)

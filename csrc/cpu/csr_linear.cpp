@@ -1,6 +1,6 @@
 // csr_linear on token panels: x is transposed panel by panel into the private L2, then every row of W streams over the
 // panel with one broadcast and a few FMAs per nonzero. The output row lives in registers until its tile is transposed
-// back.
+// back. A single token, which would leave most of a panel empty, is read where it lies.
 #include "sparsekern/csr_linear.h"
 
 #include "dispatch.h"
@@ -11,12 +11,15 @@ namespace SK_ISA {
 namespace {
 
 constexpr int kShortRow = 32, kAhead = 12;  // positions
+constexpr int64_t kLoneRow = 64;            // positions
+constexpr int64_t kWorthAThread = 1 << 15;  // positions
+constexpr int64_t kRowCost = 8;             // what a row costs besides its positions, in positions
 constexpr int64_t kStreamBytes = 16 << 20;  // an output of this size leaves the caches before it is read
 
 // Work is cut into panels of tokens and, when there are fewer of them than threads, into blocks of rows.
 struct Plan {
   int vectors;
-  int64_t panel_tokens, panels, row_block, row_blocks;
+  int64_t panel_tokens, panels, row_blocks;
   int64_t scratch;  // elements per worker: the panel and one tile of output
   bool stream;      // write y past the caches
 };
@@ -27,13 +30,28 @@ Plan plan_for(const CsrLinearArgs& a) {
   p.vectors = panel_vectors<T>(a.w.cols, a.tokens);
   p.panel_tokens = p.vectors * kLanes<T>;
   p.panels = ceil_div(a.tokens, p.panel_tokens);
-  const int64_t split = p.panels > 0 ? ceil_div(a.parallel.threads, p.panels) : 1;
-  p.row_block = round_up(max_of(1, ceil_div(a.w.rows, split)), kLanes<T>);
-  p.row_blocks = ceil_div(a.w.rows, p.row_block);
+  p.row_blocks = p.panels > 0 ? ceil_div(a.parallel.threads, p.panels) : 1;
   p.scratch = (round_up(a.w.cols, kLanes<T>) + kLanes<T>)*p.panel_tokens;
   p.stream = kCanStream && a.tokens * a.w.rows * int64_t(sizeof(T)) >= kStreamBytes && a.w.rows % kLanes<T> == 0 &&
              reinterpret_cast<uintptr_t>(a.y) % kVectorBytes == 0;
   return p;
+}
+
+// Where block i of `blocks` of rows begins: the blocks cost about the same, and begin at multiples of `multiple`.
+template <class I>
+int64_t block_begin(const CsrPattern& w, int64_t i, int64_t blocks, int64_t multiple) {
+  if (i == blocks) return w.rows;
+  const I* crow = static_cast<const I*>(w.crow);
+  const double target = (double(w.nnz) + double(kRowCost * w.rows)) * double(i) / double(blocks);
+  int64_t low = 0, high = w.rows;
+  while (low < high) {
+    const int64_t middle = (low + high) / 2;
+    if (double(crow[middle]) + double(kRowCost * middle) < target)
+      low = middle + 1;
+    else
+      high = middle;
+  }
+  return min_of(w.rows, round_up(low, multiple));
 }
 
 // The `order`ed values are gathered once, before the panels that read them all.
@@ -72,8 +90,8 @@ void panel_block(const CsrLinearArgs& a, const Plan& plan, const T* values, int6
   const I *crow = static_cast<const I*>(a.w.crow), *col = static_cast<const I*>(a.w.col);
   const T* bias = static_cast<const T*>(a.bias);
   const int64_t t0 = item / plan.row_blocks * width, tokens = min_of(width, a.tokens - t0);
-  const int64_t row_begin = item % plan.row_blocks * plan.row_block;
-  const int64_t row_end = min_of(a.w.rows, row_begin + plan.row_block);
+  const int64_t row_begin = block_begin<I>(a.w, item % plan.row_blocks, plan.row_blocks, L);
+  const int64_t row_end = block_begin<I>(a.w, item % plan.row_blocks + 1, plan.row_blocks, L);
   T *panel = scratch, *tile = scratch + round_up(a.w.cols, L) * width;
 
   pack_panel<T, V>(static_cast<const T*>(a.x) + t0 * a.w.cols, a.w.cols, tokens, a.w.cols, panel);
@@ -107,11 +125,43 @@ const T* ordered_values(const CsrLinearArgs& a, T* gathered) {
   return gathered;
 }
 
+// Whether one token is better read where it lies: with longer rows the panel's fewer instructions per position count.
+bool is_lone_token(const CsrLinearArgs& a) { return a.tokens == 1 && a.w.nnz <= kLoneRow * a.w.rows; }
+
+// The rows of one token, summed in the order of row_times_panel: a vector of products would not give fused
+// multiply-adds.
+template <class T, class I>
+__attribute__((optimize("no-tree-vectorize"))) void lone_token(const CsrLinearArgs& a, const T* values,
+                                                               int64_t row_begin, int64_t row_end) {
+  const I *crow = static_cast<const I*>(a.w.crow), *col = static_cast<const I*>(a.w.col);
+  const T *bias = static_cast<const T*>(a.bias), *x = static_cast<const T*>(a.x);
+  for (int64_t n = row_begin; n < row_end; ++n) {
+    const I end = crow[n + 1];
+    T even = 0, odd = 0;
+    I p = crow[n];
+    for (; p + 1 < end; p += 2) {
+      even += values[p] * x[col[p]];
+      odd += values[p + 1] * x[col[p + 1]];
+    }
+    if (p < end) even += values[p] * x[col[p]];
+    static_cast<T*>(a.y)[n] = (even + odd) + (bias ? bias[n] : T(0));
+  }
+}
+
+template <class T, class I>
+void run_lone_token(const CsrLinearArgs& a, const T* values) {
+  const int64_t blocks = a.w.nnz + kRowCost * a.w.rows < kWorthAThread ? 1 : a.parallel.threads;
+  for_each_item(a.parallel, blocks, [&](int64_t, int64_t i) {
+    lone_token<T, I>(a, values, block_begin<I>(a.w, i, blocks, 1), block_begin<I>(a.w, i + 1, blocks, 1));
+  });
+}
+
 template <class T, class I>
 void run(const CsrLinearArgs& a) {
-  const Plan plan = plan_for<T>(a);
   T* workspace = static_cast<T*>(a.workspace);
   const T* values = ordered_values<T, I>(a, workspace);
+  if (is_lone_token(a)) return run_lone_token<T, I>(a, values);
+  const Plan plan = plan_for<T>(a);
   T* scratch = workspace + gathered_elements<T>(a);
   with_vectors(plan.vectors, [&](auto vectors) {
     for_each_item(a.parallel, plan.panels * plan.row_blocks, [&](int64_t worker, int64_t item) {
