@@ -10,11 +10,13 @@ import torch
 from torch import Tensor
 
 from ..ops import gpu_backend
-from .timer import Clock, CudaClock, Timing, take_turns, wall_ms
+from .timer import Timing, clocks_of, nothing, take_turns
 
 DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
 SAMPLES = 64  # rows of a result, or positions of a gradient, that are compared with float64
-COPY, DENSE = "copy", "dense"  # contenders that most cases have: as many bytes moved and nothing else; torch's dense op
+OURS, DENSE = "sparsekern", "dense"  # how the names of our contenders, and of torch's dense ones, begin
+COPY, FMA = "copy", "fma"  # contenders that show the limit: as many bytes moved and nothing else; a matmul in the cache
+FMA_SIDE = {"cpu": 384, "cuda": 4096}  # rows and columns of its matrices: in the L2 cache; large enough for a whole GPU
 
 
 @dataclass(frozen=True)
@@ -41,31 +43,75 @@ class Case:
 
 
 @dataclass(frozen=True)
+class Work:
+    """What has to be done whatever the method: bytes of inputs and outputs, operations on nonzeros (an FMA is two)."""
+
+    bytes: int = 0
+    flops: int = 0
+
+
+NO_WORK = Work()
+
+
+@dataclass(frozen=True)
 class Problem:
     """Contenders that compute the same.
 
     Attributes:
-        contenders: name -> what is timed; ours begin with "sparsekern".
+        contenders: name -> what is timed; the names of ours begin with "sparsekern", those of torch's dense op with
+            "dense".
         check: of a contender's result, unless that is None; raises AssertionError where it is wrong.
-        baseline: the contender that a user of torch has today.
+        baseline: how the names of the contenders begin that a user of torch has today.
+        work: of the case; the contenders "copy" and "fma", which show the limit that it sets, are made from it.
         prepare: called before every run, untimed.
     """
 
     contenders: Mapping[str, Callable[[], Any]]
     check: Callable[[Any], None]
     baseline: str
-    prepare: Callable[[], object] | None = None
+    work: Work = NO_WORK
+    prepare: Callable[[], object] = nothing
 
 
 Builder = Callable[[Case, torch.device], Problem]
 
 
-def measure(
-    build: Builder, case: Case, device: torch.device, rounds: int = 25, seconds: float = 1.0
-) -> tuple[dict[str, Timing], dict[str, str], str]:
+@dataclass(frozen=True)
+class Measured:
+    """What :func:`measure` found.
+
+    Attributes:
+        timings: clock -> contender -> its time.
+        failed: contender -> why it was not timed.
+        baseline, work: of the problem.
+        fma_work: of the contender "fma".
+    """
+
+    timings: Mapping[str, Mapping[str, Timing]]
+    failed: Mapping[str, str]
+    baseline: str
+    work: Work
+    fma_work: Work
+
+    @property
+    def timed(self) -> set[str]:
+        """The contenders that have times."""
+        return {name for timings in self.timings.values() for name in timings}
+
+    @property
+    def wrong(self) -> dict[str, str]:
+        """Our contenders that failed: a rival may, and a case may be too large for anyone."""
+        ours = {name: why for name, why in self.failed.items() if name.startswith(OURS)}
+        return {name: why for name, why in ours.items() if "out of memory" not in why}
+
+
+def measure(build: Builder, case: Case, device: torch.device, rounds: int = 25, seconds: float = 1.0) -> Measured:
     """Check every contender of a case, then time in turns those that are right.
 
-    Returns the timings, why the other contenders have none, and the name of the baseline.
+    Args:
+        build: of the case's op.
+        case, device: what is measured, and where.
+        rounds, seconds: of each clock, as in :func:`sparsekern.bench.timer.take_turns`.
 
     Raises:
         RuntimeError: an error that the GPU does not recover from.
@@ -75,7 +121,7 @@ def measure(
     with torch.no_grad(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=UserWarning)  # torch says that its CSR is in beta
         problem = build(case, device)
-        for name, contender in problem.contenders.items():
+        for name, contender in {**limits_of(problem.work, device), **problem.contenders}.items():
             try:
                 run_and_check(contender, problem)
                 right[name] = contender
@@ -85,16 +131,19 @@ def measure(
                 failed[name] = (str(error).strip() or type(error).__name__).splitlines()[0]
             if name in failed and device.type == "cuda":  # only now does nothing hold its tensors any more
                 torch.cuda.empty_cache()
-        clock: Clock = CudaClock(device) if device.type == "cuda" else wall_ms
-        timings = take_turns(right, rounds, clock=clock, prepare=problem.prepare, seconds=seconds) if right else {}
-    return timings, failed, problem.baseline
+        clocks = clocks_of(device) if right else {}
+        timings = {
+            time: take_turns(right, rounds, clock=clock, prepare=problem.prepare, seconds=seconds)
+            for time, clock in clocks.items()
+        }
+    fma_work = Work(flops=2 * FMA_SIDE[device.type] ** 3)
+    return Measured(timings, failed, problem.baseline, problem.work, fma_work)
 
 
 def run_and_check(contender: Callable[[], Any], problem: Problem) -> None:
     """Check a second run, whose result most likely lies in memory that the first one's has left full of NaN."""
     for last in (False, True):
-        if problem.prepare is not None:
-            problem.prepare()
+        problem.prepare()
         result = contender()
         if last and result is not None:
             problem.check(result)
@@ -120,6 +169,19 @@ def implementations(device: torch.device) -> dict[str, Mapping[str, Callable[...
     return found
 
 
+# ---- the limit
+
+
+def limits_of(work: Work, device: torch.device) -> dict[str, Callable[[], None]]:
+    """The contenders that show how fast ``work`` could be done."""
+    limits = {}
+    if work.bytes:
+        limits[COPY] = copy_of(work.bytes, device)
+    if work.flops:
+        limits[FMA] = fma_on(device)
+    return limits
+
+
 def copy_of(bytes_moved: int, device: torch.device) -> Callable[[], None]:
     """Moves ``bytes_moved`` in all: half of them read, half written."""
     source = torch.randn(max(1, bytes_moved // 8), device=device)
@@ -129,6 +191,24 @@ def copy_of(bytes_moved: int, device: torch.device) -> Callable[[], None]:
         target.copy_(source)
 
     return run
+
+
+def fma_on(device: torch.device) -> Callable[[], None]:
+    """A float32 product of two matrices of ``FMA_SIDE`` rows and columns."""
+    a, b, product = (torch.randn(2 * (FMA_SIDE[device.type],), device=device) for _ in range(3))
+
+    def run() -> None:
+        torch.mm(a, b, out=product)
+
+    return run
+
+
+def limit_ms(copy_ms: float, flops: int, flops_per_ms: float) -> float:
+    """The least time that a case can take: to move its bytes, or to do its operations, whichever is longer."""
+    return max(copy_ms, flops / flops_per_ms)
+
+
+# ---- checks
 
 
 def assert_close(actual: Tensor, expected: Tensor) -> None:
