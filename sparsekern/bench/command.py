@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import torch
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -60,9 +61,9 @@ def summarise(out: Path, console: Console) -> None:
 def table(title: str, rows: list[Row]) -> Table:
     """A line per contender: milliseconds on every clock, and the ratios on the first one."""
     clocks = list(dict.fromkeys(str(row["clock"]) for row in rows))
-    drawn = Table("contender", title=title, title_justify="left")
-    for column in (*(f"{clock} ms" for clock in clocks), "20-80 %", "x dense", "x torch", "of limit"):
-        drawn.add_column(column, justify="right")
+    drawn = Table("milliseconds", title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    for column in (*clocks, "20-80 %", "x dense", "x torch", "of limit"):
+        drawn.add_column(column, justify="right", no_wrap=True)
     by_contender: dict[str, list[Row]] = {}
     for row in rows:
         by_contender.setdefault(str(row["contender"]), []).append(row)

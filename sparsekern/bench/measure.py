@@ -44,10 +44,17 @@ class Case:
 
 @dataclass(frozen=True)
 class Work:
-    """What has to be done whatever the method: bytes of inputs and outputs, operations on nonzeros (an FMA is two)."""
+    """What has to be done whatever the method.
+
+    Attributes:
+        bytes: of the inputs and the outputs, each once.
+        flops: operations on nonzeros; an FMA is two.
+        in_place: the outputs take the place of inputs.
+    """
 
     bytes: int = 0
     flops: int = 0
+    in_place: bool = False
 
 
 NO_WORK = Work()
@@ -121,7 +128,7 @@ def measure(build: Builder, case: Case, device: torch.device, rounds: int = 25, 
     with torch.no_grad(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=UserWarning)  # torch says that its CSR is in beta
         problem = build(case, device)
-        for name, contender in {**limits_of(problem.work, device), **problem.contenders}.items():
+        for name, contender in all_contenders(problem, device).items():
             try:
                 run_and_check(contender, problem)
                 right[name] = contender
@@ -172,23 +179,23 @@ def implementations(device: torch.device) -> dict[str, Mapping[str, Callable[...
 # ---- the limit
 
 
-def limits_of(work: Work, device: torch.device) -> dict[str, Callable[[], None]]:
-    """The contenders that show how fast ``work`` could be done."""
-    limits = {}
-    if work.bytes:
-        limits[COPY] = copy_of(work.bytes, device)
-    if work.flops:
+def all_contenders(problem: Problem, device: torch.device) -> dict[str, Callable[[], Any]]:
+    """Those of a problem, and before them those that show how fast its work could be done."""
+    limits: dict[str, Callable[[], Any]] = {}
+    if problem.work.bytes:
+        limits[COPY] = copy_of(problem.work, device)
+    if problem.work.flops:
         limits[FMA] = fma_on(device)
-    return limits
+    return {**limits, **problem.contenders}
 
 
-def copy_of(bytes_moved: int, device: torch.device) -> Callable[[], None]:
-    """Moves ``bytes_moved`` in all: half of them read, half written."""
-    source = torch.randn(max(1, bytes_moved // 8), device=device)
-    target = torch.empty_like(source)
+def copy_of(work: Work, device: torch.device) -> Callable[[], None]:
+    """Moves as many bytes, half of them read and half written: a copy, or a change of sign in place."""
+    source = torch.randn(max(1, work.bytes // 8), device=device)
+    target = source if work.in_place else torch.empty_like(source)
 
     def run() -> None:
-        target.copy_(source)
+        torch.neg(source, out=target) if work.in_place else target.copy_(source)
 
     return run
 

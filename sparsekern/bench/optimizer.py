@@ -48,7 +48,7 @@ def build_topk_project(case: Case, device: torch.device) -> Problem:
         assert (kept | (original.abs() <= least)).all(), "not the largest"
         assert k <= int(kept.sum()) <= int((original.abs() >= least).sum()), "not as many as asked for"
 
-    work = Work(2 * original.nbytes)
+    work = Work(2 * original.nbytes, in_place=True)
     return Problem(contenders, check, baseline="torch.topk", work=work, prepare=lambda: weight.copy_(original))
 
 
@@ -201,7 +201,7 @@ def build_adamw_project(case: Case, device: torch.device) -> Problem:
             check_one_step([(257, 130), (64, 500)], case.density, device)
             check_status()
 
-    work = Work(7 * 4 * count)  # reads 4 numbers, writes 3
+    work = Work(7 * 4 * count, in_place=True)  # reads 4 numbers, writes 3
     return Problem(contenders, check, baseline="torch fused AdamW", work=work)
 
 
@@ -223,7 +223,7 @@ def build_adamw_select(case: Case, device: torch.device) -> Problem:
             check_one_selection([(257, 130), (64, 500)], case.density, device)
             check_status()
 
-    return Problem(contenders, check, baseline="torch fused AdamW, topk", work=Work(moved))
+    return Problem(contenders, check, baseline="torch fused AdamW, topk", work=Work(moved, in_place=True))
 
 
 def check_one_step(shapes: list[tuple[int, int]], density: float, device: torch.device) -> None:

@@ -67,11 +67,11 @@ def draw_speedup(axes: "Axes", results: list[Result]) -> None:
     even = break_even(ours(shown))
     if even is not None and 0 < even < math.inf:
         axes.axvline(100 * even, color="black", lw=0.8, ls=":")
-        axes.annotate(f" break-even {100 * even:.2g} %", (100 * even, 1), va="bottom", fontsize="small")
+        axes.annotate(f"break-even {100 * even:.2g} % ", (100 * even, 1), ha="right", va="bottom", fontsize="small")
     case = shown[0].case
     title = f"{case.op}\n{case.k} -> {case.n}, {case.tokens} tokens, {case.dtype}"
     axes.set(title=title, xlabel="density (%)", ylabel="times as fast as the fastest dense")
-    axes.legend(fontsize="small")
+    axes.legend(fontsize="small", loc="lower left")
 
 
 # ---- roofline
@@ -107,4 +107,4 @@ def draw_roofline(axes: "Axes", results: list[Result]) -> None:
     axes.loglog(ends, [1e-6 * min(flops_per_ms, bytes_per_ms * at) for at in ends], "k-", lw=1)
     title = f"cold caches: {1e-6 * bytes_per_ms:.3g} GB/s, {1e-6 * flops_per_ms:.3g} GFLOP/s in float32"
     axes.set(title=title, xlabel="operations per byte", ylabel="GFLOP/s")
-    axes.legend(fontsize="small")
+    axes.legend(fontsize="small", loc="lower right")

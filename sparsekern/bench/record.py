@@ -79,7 +79,7 @@ def rows_of(case: Case, measured: Measured) -> list[Row]:
     """A row per clock and contender, with the ratios to others on the same clock: how many times as fast it is.
 
     ``vs_dense`` and ``vs_torch`` are to the fastest of them, ``vs_limit`` to the time of the limit; none where that
-    has no time. ``bytes`` and ``flops`` are what a contender must do: the copy only the one, the matmul only the other.
+    has no time. ``bytes`` and ``flops`` are what a contender does: of the limits' contenders only the one or the other.
     """
     rows: list[Row] = []
     works = {COPY: Work(bytes=measured.work.bytes), FMA: measured.fma_work}
@@ -91,8 +91,9 @@ def rows_of(case: Case, measured: Measured) -> list[Row]:
             "vs_limit": limit_of(measured, timings),
         }
         for name, t in timings.items():
-            ratios = {column: ms / t.median_ms for column, ms in others.items() if ms is not None}
-            about = {"clock": clock, "contender": name, **asdict(works.get(name, measured.work))}
+            work = works.get(name, measured.work)
+            about = {"clock": clock, "contender": name, "bytes": work.bytes, "flops": work.flops}
+            ratios = {column: ms / t.median_ms for column, ms in others.items() if ms is not None and name != FMA}
             rows.append({**asdict(case), **about, **asdict(t), **ratios})
     return rows
 
