@@ -1,6 +1,7 @@
 """Measuring one case: contenders that compute the same, each checked before any is timed."""
 
 import importlib.util
+import time
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from ..ops import gpu_backend
 from .timer import Timing, clocks_of, nothing, take_turns
 
 DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
+PATIENCE, MUCH_SLOWER = 1.0, 1.5  # seconds of a run, and times as long, from which only the fastest of a kind is timed
 SAMPLES = 64  # rows of a result, or positions of a gradient, that are compared with float64
 OURS, DENSE = "sparsekern", "dense"  # how the names of our contenders, and of torch's dense ones, begin
 COPY, FMA = "copy", "fma"  # contenders that show the limit: as many bytes moved and nothing else; a matmul in the cache
@@ -125,12 +127,13 @@ def measure(build: Builder, case: Case, device: torch.device, rounds: int = 25, 
     """
     right: dict[str, Callable[[], Any]] = {}
     failed: dict[str, str] = {}
+    took: dict[str, float] = {}
     with torch.no_grad(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=UserWarning)  # torch says that its CSR is in beta
         problem = build(case, device)
         for name, contender in all_contenders(problem, device).items():
             try:
-                run_and_check(contender, problem)
+                took[name] = run_and_check(contender, problem)
                 right[name] = contender
             except (RuntimeError, AssertionError) as error:
                 if "CUDA error" in str(error):
@@ -138,26 +141,48 @@ def measure(build: Builder, case: Case, device: torch.device, rounds: int = 25, 
                 failed[name] = (str(error).strip() or type(error).__name__).splitlines()[0]
             if name in failed and device.type == "cuda":  # only now does nothing hold its tensors any more
                 torch.cuda.empty_cache()
+        for name, why in outpaced(took, (DENSE, problem.baseline)).items():
+            failed[name] = why
+            del right[name]
         clocks = clocks_of(device) if right else {}
         timings = {
-            time: take_turns(right, rounds, clock=clock, prepare=problem.prepare, seconds=seconds)
-            for time, clock in clocks.items()
+            name: take_turns(right, rounds, clock=clock, prepare=problem.prepare, seconds=seconds)
+            for name, clock in clocks.items()
         }
     fma_work = Work(flops=2 * FMA_SIDE[device.type] ** 3)
     return Measured(timings, failed, problem.baseline, problem.work, fma_work)
 
 
-def run_and_check(contender: Callable[[], Any], problem: Problem) -> None:
-    """Check a second run, whose result most likely lies in memory that the first one's has left full of NaN."""
+def run_and_check(contender: Callable[[], Any], problem: Problem) -> float:
+    """Check a second run, whose result most likely lies in memory that the first one's has left full of NaN.
+
+    Returns the seconds it took (on a GPU to ask for it).
+    """
     for last in (False, True):
         problem.prepare()
+        started = time.perf_counter()
         result = contender()
+        seconds = time.perf_counter() - started
         if last and result is not None:
             problem.check(result)
         for t in result if isinstance(result, tuple) else (result,):
             if isinstance(t, Tensor) and t.is_floating_point():
                 t.fill_(torch.nan)
         del result
+    return seconds
+
+
+def outpaced(took: Mapping[str, float], kinds: tuple[str, ...]) -> dict[str, str]:
+    """Contenders of a kind (how their names begin) that take long, and longer than the fastest of it: ratios are to
+    that one, and the time is better spent on other cases. Name -> why."""
+    slow = {}
+    for kind in kinds:
+        of_kind = {name: seconds for name, seconds in took.items() if name.startswith(kind)}
+        fastest = min(of_kind, key=of_kind.__getitem__, default="")
+        for name, seconds in of_kind.items():
+            if seconds > max(PATIENCE, MUCH_SLOWER * took[fastest]):
+                slow[name] = f"took {seconds:.1f} s, {fastest} {took[fastest]:.1f} s"
+    return slow
 
 
 def implementations(device: torch.device) -> dict[str, Mapping[str, Callable[..., Any]]]:

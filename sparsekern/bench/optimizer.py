@@ -189,7 +189,7 @@ def build_adamw_project(case: Case, device: torch.device) -> Problem:
     count = sum(weight.numel() for weight in matrices.weights)
     contenders: dict[str, Callable[[], Any]] = {
         "torch fused AdamW": matrices.torch_adamw,
-        "torch fused AdamW, topk": partial(in_place, matrices.torch_adamw_and_topk),
+        "torch.topk after fused AdamW": partial(in_place, matrices.torch_adamw_and_topk),
     }
     (ours,) = list(implementations(device))[:1]
     contenders[ours] = matrices.adamw_project
@@ -211,7 +211,7 @@ def build_adamw_select(case: Case, device: torch.device) -> Problem:
     moved = sum(34 * m.weight.numel() + 20 * m.slots.numel() for m in state.matrices)  # the numbers, then the pattern
     contenders: dict[str, Callable[[], Any]] = {
         "torch fused AdamW": state.torch_adamw,
-        "torch fused AdamW, topk": partial(in_place, state.torch_adamw_and_topk),
+        "torch.topk after fused AdamW": partial(in_place, state.torch_adamw_and_topk),
     }
     (ours,) = list(implementations(device))[:1]
     contenders[ours] = state.adamw_select
@@ -223,7 +223,7 @@ def build_adamw_select(case: Case, device: torch.device) -> Problem:
             check_one_selection([(257, 130), (64, 500)], case.density, device)
             check_status()
 
-    return Problem(contenders, check, baseline="torch fused AdamW, topk", work=Work(moved, in_place=True))
+    return Problem(contenders, check, baseline="torch.topk", work=Work(moved, in_place=True))
 
 
 def check_one_step(shapes: list[tuple[int, int]], density: float, device: torch.device) -> None:

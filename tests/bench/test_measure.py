@@ -1,5 +1,6 @@
 """Every case of the benchmarks, small and on the CPU: right contenders are timed, wrong ones are not."""
 
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sparsekern.bench.cases import BUILDERS, GROUPS, PER_WEIGHT, cases_of, cpu, quick
-from sparsekern.bench.measure import COPY, FMA, Case, Problem, Work, all_contenders, assert_close, measure
+from sparsekern.bench.measure import COPY, FMA, Case, Problem, Work, all_contenders, assert_close, measure, outpaced
 from sparsekern.ops.backend import overridden
 
 CPU = torch.device("cpu")
@@ -177,6 +178,21 @@ def test_the_cpu_cases_are_what_was_published() -> None:
     assert {(case.k, case.n) for case in of} == shapes
     assert (min(case.tokens for case in of), max(case.tokens for case in of)) == (1, 16384)
     assert (min(case.density for case in of), max(case.density for case in of)) == (0.001, 0.5)
+
+
+def test_of_slow_contenders_of_a_kind_only_the_fastest_is_timed() -> None:
+    took = {"dense f32": 2.0, "dense bf16": 4.0, "torch.sparse a": 0.1, "torch.sparse b": 0.9, "sparsekern cpu": 9.0}
+    assert outpaced(took, ("dense", "torch.sparse", "none")) == {"dense bf16": "took 4.0 s, dense f32 2.0 s"}
+    assert outpaced({**took, "dense bf16": 2.9}, ("dense",)) == {}
+
+
+def test_what_is_outpaced_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sparsekern.bench.measure.PATIENCE", 0.02)
+    contenders = {"a slow": lambda: time.sleep(0.05), "a fast": lambda: None, "sparsekern": lambda: time.sleep(0.05)}
+    measured = measure(problem_of(**contenders), TINY[0], CPU, rounds=1)
+    assert measured.timed == {"a fast", "sparsekern"}
+    assert measured.failed == {"a slow": "took 0.1 s, a fast 0.0 s"}
+    assert measured.wrong == {}
 
 
 def test_assert_close_is_relative_to_the_norm() -> None:
