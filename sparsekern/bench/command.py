@@ -61,16 +61,24 @@ def summarise(out: Path, console: Console) -> None:
 def table(title: str, rows: list[Row]) -> Table:
     """A line per contender: milliseconds on every clock, and the ratios on the first one."""
     clocks = list(dict.fromkeys(str(row["clock"]) for row in rows))
-    drawn = Table("milliseconds", title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    drawn = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    drawn.add_column("milliseconds", min_width=14)
     for column in (*clocks, "20-80 %", "x dense", "x torch", "of limit"):
-        drawn.add_column(column, justify="right", no_wrap=True)
+        drawn.add_column(column, justify="right")
     by_contender: dict[str, list[Row]] = {}
     for row in rows:
         by_contender.setdefault(str(row["contender"]), []).append(row)
     for name, of_clocks in by_contender.items():
         first = of_clocks[0]
-        ratios = [f"{first[column]:.2f}" if column in first else "" for column in ("vs_dense", "vs_torch")]
+        spread = f"{shown(first['p20_ms'])}-{shown(first['p80_ms'])}"
+        ratios = [shown(first.get(column)) for column in ("vs_dense", "vs_torch")]
         limit = f"{first['vs_limit']:.0%}" if "vs_limit" in first else ""
-        spread = f"{first['p20_ms']:.3g} - {first['p80_ms']:.3g}"
-        drawn.add_row(name, *(f"{row['median_ms']:.3g}" for row in of_clocks), spread, *ratios, limit)
+        drawn.add_row(name, *(shown(row["median_ms"]) for row in of_clocks), spread, *ratios, limit)
     return drawn
+
+
+def shown(value: object) -> str:
+    """Three digits of a number, all of one that has more before the point; nothing where there is none."""
+    if not isinstance(value, float):
+        return ""
+    return f"{value:.3g}" if value < 1000 else f"{value:.0f}"
