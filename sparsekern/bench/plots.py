@@ -24,7 +24,7 @@ def plot(results: list[Result], path: Path) -> bool:
         return False
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(5.5 * (len(ops) + 1), 4.5), layout="constrained")
+    figure = Figure(figsize=(5.5 * (len(ops) + 1), 5.5), layout="constrained")
     *left, right = figure.subplots(1, len(ops) + 1)
     for axes, op in zip(left, ops, strict=True):
         draw_speedup(axes, matching(one_clock(results), {"op": op}))
@@ -71,7 +71,7 @@ def draw_speedup(axes: "Axes", results: list[Result]) -> None:
     case = shown[0].case
     title = f"{case.op}\n{case.k} -> {case.n}, {case.tokens} tokens, {case.dtype}"
     axes.set(title=title, xlabel="density (%)", ylabel="times as fast as the fastest dense")
-    axes.legend(fontsize="small", loc="lower left")
+    axes.legend(fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=2)
 
 
 # ---- roofline
