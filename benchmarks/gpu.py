@@ -12,7 +12,6 @@ Writes benchmarks/results/<gpu>.csv, <gpu>.md and <gpu>.png, and below <gpu>/ ho
 """
 
 import argparse
-import csv
 import hashlib
 import importlib.util
 import json
@@ -24,10 +23,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -37,7 +35,7 @@ STOPPED = 75  # exit status of a benchmark that ran out of time between two case
 BUDGET = 24 * 60
 LAST_SECONDS = 30  # a benchmark begins no case this close to the end of its time
 GROUPS = ("goals", "training", "sweep")
-PYTEST = (PYTHON, "-m", "pytest", "-q", "-o", "addopts=")
+PYTEST = (PYTHON, "-m", "pytest", "-q")
 SANITIZE = ("compute-sanitizer", "--error-exitcode", "9", "--tool")
 CHECK_BUILD = "import sparsekern; assert sparsekern.gpu_backend() == 'cuda', 'no CUDA kernels'"
 SMOKE_RUN = "build/gpu-smoke"
@@ -264,11 +262,13 @@ def summary(run: Run) -> dict[str, str]:
 
 def measure_group(run: Run, group: str, until: float) -> int:
     """Append rows for the cases of a group that have none; returns an exit status."""
-    from sparsekern.bench.cases import BUILDERS, cases_of
-    from sparsekern.bench.measure import COPY, DENSE, measure
-    from sparsekern.bench.timer import append_rows
+    from sparsekern.bench.cases import cases_of
+    from sparsekern.bench.measure import DENSE
+    from sparsekern.bench.record import finished, measure_and_record
 
-    done, status, fitted = rows_of(run), 0, set()
+    done, status, fitted = finished(run.table, {"source": source_digest()}), 0, set()
+    about = {"cuda": cuda_versions(), "source": source_digest()}
+    command = f"python benchmarks/gpu.py --only {group}"
     for case in cases_of(group, tiny=run.tiny):
         if case.op in fitted:
             continue
@@ -276,40 +276,19 @@ def measure_group(run: Run, group: str, until: float) -> int:
             if time.time() > until:
                 return STOPPED
             try:
-                timings, failed, baseline = measure(BUILDERS[case.op], case, run.device)
+                measured = measure_and_record(case, run.device, run.table, command, about=about)
             except torch.OutOfMemoryError as error:
                 print(case, str(error).splitlines()[0], flush=True)
                 continue
-            print(case, {name: f"{t.median_ms:.3f} ms" for name, t in timings.items()}, failed, flush=True)
-            wrong = any(is_wrong(name, why) for name, why in failed.items())
-            status |= wrong
-            setting = {"cuda": cuda_versions(), "source": source_digest(), **asdict(case)}
-            against = {"vs_dense": DENSE, "vs_torch": baseline, "vs_copy": COPY}
-            command = f"python benchmarks/gpu.py --only {group}"
-            if timings and not wrong:
-                append_rows(run.table, setting, timings, command, device=run.device, against=against)
-            done[case] = set(timings)
-        if group == "training" and DENSE in done[case]:
+            for clock, timings in measured.timings.items():
+                print(case, clock, {name: f"{t.median_ms:.3f} ms" for name, t in timings.items()}, flush=True)
+            for name, why in measured.failed.items():
+                print(case, name, "not timed:", why, flush=True)
+            status |= bool(measured.wrong)
+            done[case] = measured.timed
+        if group == "training" and any(name.startswith(DENSE) for name in done[case]):
             fitted.add(case.op)  # smaller ones would say no more
     return status
-
-
-def is_wrong(contender: str, why: str) -> bool:
-    """A rival may fail, and a case may be too large for anyone."""
-    return contender.startswith("sparsekern") and "out of memory" not in why
-
-
-def rows_of(run: Run) -> dict[Any, set[str]]:
-    """The contenders that were measured on the sources as they are, by case."""
-    from sparsekern.bench.report import case_of
-
-    done: dict[Any, set[str]] = {}
-    if run.table.exists():
-        with open(run.table, newline="") as file:
-            for row in csv.DictReader(file):
-                if row["source"] == source_digest():
-                    done.setdefault(case_of(row), set()).add(row["contender"])
-    return done
 
 
 def cuda_versions() -> str:
@@ -321,12 +300,13 @@ def cuda_versions() -> str:
 
 
 def write_report(run: Run) -> int:
-    from sparsekern.bench.report import markdown, plot, read_results
+    from sparsekern.bench.plots import plot
+    from sparsekern.bench.report import markdown, one_clock, read_results
 
     results = read_results(run.table) if run.table.exists() else []
     steps = {name: how for name, how in summary(run).items() if name != "report"}
     run.results.mkdir(parents=True, exist_ok=True)
-    (run.results / f"{run.name}.md").write_text(markdown(results, run.title, steps))
+    (run.results / f"{run.name}.md").write_text(markdown(one_clock(results), run.title, steps))
     plot(results, run.results / f"{run.name}.png")
     return 0
 

@@ -40,8 +40,8 @@ from rich.console import Console
 
 from sparsekern import keep_freed_memory
 from sparsekern.bench import scale, steps, tables
+from sparsekern.bench.record import device_name
 from sparsekern.bench.studies import DENSE, METHODS, SETTINGS, run
-from sparsekern.bench.timer import device_name
 from sparsekern.data import load_corpus
 from sparsekern.recipe import PRESETS
 

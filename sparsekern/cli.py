@@ -1,9 +1,10 @@
-"""The command line: ``sparsekern train``, ``sample`` and ``info``."""
+"""The command line: ``sparsekern train``, ``sample``, ``bench`` and ``info``."""
 
 import dataclasses
 import importlib.util
 import os
 import platform
+import shlex
 import signal
 import sys
 import warnings
@@ -16,6 +17,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from . import build_info, gpu_backend, keep_freed_memory
+from .bench.command import cases_for, run_cases, summarise
+from .bench.record import file_name
 from .checkpoint import CheckpointError
 from .data import END_OF_TEXT, load_tokenizer
 from .device import find_device
@@ -26,6 +29,7 @@ from .train import TOKENIZER, Step, Trainer, TrainingError, load_model
 app = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__)
 console = Console()
 errors = Console(stderr=True)
+RESULTS = Path("benchmarks/results")
 
 
 @app.command()
@@ -172,6 +176,26 @@ def complete(
     stop = tokenizer.token_to_id(END_OF_TEXT)
     out = model.generate(ids, tokens, temperature=temperature, generator=generator, stop=stop)
     return tokenizer.decode(out[0].tolist())
+
+
+@app.command()
+def bench(
+    quick: Annotated[bool, typer.Option("--quick", help="Small sizes only, in less than two minutes.")] = False,
+    op: Annotated[list[str] | None, typer.Option(help="Only ops whose name begins so; may be repeated.")] = None,
+    out: Annotated[Path | None, typer.Option(help="CSV file; default: benchmarks/results/<device>.csv.")] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
+) -> None:
+    """Time every op against dense torch, torch.sparse and the limit. Cases that have rows already are not run again."""
+    where = find_device(device)
+    cases = cases_for(where, op or [], quick)
+    table = out or RESULTS / file_name(where)
+    options = [*["--quick"] * quick, *(f"--op {shlex.quote(name)}" for name in op or []), f"--device {device}"]
+    keep_freed_memory()
+    right = run_cases(cases, where, table, f"sparsekern bench {' '.join(options)}", console, quick)
+    if table.exists():
+        summarise(table, console)
+    if not right:
+        raise typer.Exit(1)
 
 
 @app.command()

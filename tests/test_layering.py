@@ -24,7 +24,7 @@ MAY_IMPORT = {
     "nn": {"ops", "formats", "nn"},
     "optim": {"ops", "formats", "nn", "optim"},
 }
-EXTRAS = {"matplotlib", "rich", "safetensors", "tokenizers", "typer"}
+EXTRAS = {"matplotlib", "rich", "safetensors", "scipy", "tokenizers", "typer"}
 MAY_IMPORT_EXTRAS = {"train", "checkpoint", "cli", "data", "models", "bench"}
 
 CPU_SYSTEM_HEADERS = {

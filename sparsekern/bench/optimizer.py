@@ -11,7 +11,7 @@ from torch import Tensor
 from ..formats import Pattern
 from ..ops import ActiveMatrix, adamw_project_, adamw_select_, check_status, reference
 from .masked_dense import project_
-from .measure import COPY, Case, Problem, assert_close, copy_of, implementations
+from .measure import Case, Problem, Work, assert_close, implementations
 
 LR, BETAS, EPS, DECAY, STEP = 1e-2, (0.9, 0.95), 0.1, 0.1, 10
 CANDIDATE_BETA1, ACTIVE_PER_KEPT = 0.97, 2
@@ -28,9 +28,15 @@ def build_topk_project(case: Case, device: torch.device) -> Problem:
         magnitude = weight.abs()
         weight.mul_(magnitude >= magnitude.flatten().kthvalue(magnitude.numel() - k + 1).values)
 
-    contenders: dict[str, Callable[[], Any]] = {COPY: copy_of(2 * 4 * original.numel(), device)}
-    contenders["torch.topk"] = partial(in_place, partial(project_, weight, k, 0, None))
-    contenders["torch.kthvalue"] = partial(in_place, kth_value)
+    def sort() -> None:
+        order = weight.abs().flatten().sort(descending=True).indices
+        weight.view(-1)[order[k:]] = 0
+
+    contenders: dict[str, Callable[[], Any]] = {
+        "torch.topk": partial(in_place, partial(project_, weight, k, 0, None)),
+        "torch.kthvalue": partial(in_place, kth_value),
+        "torch.sort": partial(in_place, sort),
+    }
     for name, ops in implementations(device).items():
         contenders[name] = partial(in_place, partial(ops["topk_project_"], weight, k, 0, 0))
 
@@ -42,7 +48,8 @@ def build_topk_project(case: Case, device: torch.device) -> Problem:
         assert (kept | (original.abs() <= least)).all(), "not the largest"
         assert k <= int(kept.sum()) <= int((original.abs() >= least).sum()), "not as many as asked for"
 
-    return Problem(contenders, check, baseline="torch.topk", prepare=lambda: weight.copy_(original))
+    work = Work(2 * original.nbytes, in_place=True)
+    return Problem(contenders, check, baseline="torch.topk", work=work, prepare=lambda: weight.copy_(original))
 
 
 def in_place(run: Callable[[], object]) -> int:
@@ -180,9 +187,10 @@ def build_adamw_project(case: Case, device: torch.device) -> Problem:
     """Adam, projection and new patterns of all matrices of a GPT, against torch's fused AdamW alone."""
     matrices = Matrices(gpt_shapes(case.n, case.k), case.density, device)
     count = sum(weight.numel() for weight in matrices.weights)
-    contenders: dict[str, Callable[[], Any]] = {COPY: copy_of(7 * 4 * count, device)}  # reads 4 numbers, writes 3
-    contenders["torch fused AdamW"] = matrices.torch_adamw
-    contenders["torch fused AdamW, topk"] = partial(in_place, matrices.torch_adamw_and_topk)
+    contenders: dict[str, Callable[[], Any]] = {
+        "torch fused AdamW": matrices.torch_adamw,
+        "torch.topk after fused AdamW": partial(in_place, matrices.torch_adamw_and_topk),
+    }
     (ours,) = list(implementations(device))[:1]
     contenders[ours] = matrices.adamw_project
 
@@ -193,16 +201,18 @@ def build_adamw_project(case: Case, device: torch.device) -> Problem:
             check_one_step([(257, 130), (64, 500)], case.density, device)
             check_status()
 
-    return Problem(contenders, check, baseline="torch fused AdamW")
+    work = Work(7 * 4 * count, in_place=True)  # reads 4 numbers, writes 3
+    return Problem(contenders, check, baseline="torch fused AdamW", work=work)
 
 
 def build_adamw_select(case: Case, device: torch.device) -> Problem:
     """The step of sparse mode on all matrices of a GPT, against torch's fused AdamW and topk on the same entries."""
     state = ActiveMatrices(gpt_shapes(case.n, case.k), case.density, device)
     moved = sum(34 * m.weight.numel() + 20 * m.slots.numel() for m in state.matrices)  # the numbers, then the pattern
-    contenders: dict[str, Callable[[], Any]] = {COPY: copy_of(moved, device)}
-    contenders["torch fused AdamW"] = state.torch_adamw
-    contenders["torch fused AdamW, topk"] = partial(in_place, state.torch_adamw_and_topk)
+    contenders: dict[str, Callable[[], Any]] = {
+        "torch fused AdamW": state.torch_adamw,
+        "torch.topk after fused AdamW": partial(in_place, state.torch_adamw_and_topk),
+    }
     (ours,) = list(implementations(device))[:1]
     contenders[ours] = state.adamw_select
 
@@ -213,7 +223,7 @@ def build_adamw_select(case: Case, device: torch.device) -> Problem:
             check_one_selection([(257, 130), (64, 500)], case.density, device)
             check_status()
 
-    return Problem(contenders, check, baseline="torch fused AdamW, topk")
+    return Problem(contenders, check, baseline="torch.topk", work=Work(moved, in_place=True))
 
 
 def check_one_step(shapes: list[tuple[int, int]], density: float, device: torch.device) -> None:

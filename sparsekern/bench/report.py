@@ -1,7 +1,6 @@
-"""The report on a CSV file of GPU benchmarks: goals, tables, the density at which dense wins, a picture."""
+"""The report on a CSV file of benchmarks: the density at which dense wins; for a GPU goals and tables, too."""
 
 import csv
-import importlib.util
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
@@ -9,50 +8,52 @@ from itertools import pairwise
 from pathlib import Path
 
 from .cases import LINEAR, MODEL, SHAPE
-from .measure import COPY, DENSE, Case
-
-OURS = "sparsekern "
+from .measure import NO_WORK, OURS, Case, Work
+from .record import RATIOS, case_of
+from .timer import KERNEL
 
 
 @dataclass(frozen=True)
 class Result:
-    """A row: the case, the contender and its median, and how many times as fast it is as others."""
+    """A row: the case, the contender and its median on a clock, and how many times as fast it is as others."""
 
     case: Case
     contender: str
     median_ms: float
-    vs: Mapping[str, float]  # "dense", "torch", "copy"; only those that were timed
+    vs: Mapping[str, float]  # "dense", "torch", "copy", "limit"; only those that were timed
+    clock: str = KERNEL
+    work: Work = NO_WORK
 
 
 def read_results(path: Path) -> list[Result]:
-    """The last row of every case and contender."""
-    latest: dict[tuple[Case, str], Result] = {}
+    """The last row of every case, contender and clock."""
+    latest: dict[tuple[Case, str, str], Result] = {}
     with open(path, newline="") as file:
         for row in csv.DictReader(file):
-            case = case_of(row)
-            vs = {name: float(row[f"vs_{name}"]) for name in ("dense", "torch", "copy") if row[f"vs_{name}"]}
-            latest[case, row["contender"]] = Result(case, row["contender"], float(row["median_ms"]), vs)
+            case, contender, clock = case_of(row), row["contender"], row["clock"]
+            vs = {column.removeprefix("vs_"): float(row[column]) for column in RATIOS if row[column]}
+            work = Work(int(row["bytes"]), int(row["flops"]))
+            latest[case, contender, clock] = Result(case, contender, float(row["median_ms"]), vs, clock, work)
     return list(latest.values())
 
 
-def case_of(row: Mapping[str, str]) -> Case:
-    """The case that a row belongs to."""
-    tokens, n, k = (int(row[name]) for name in ("tokens", "n", "k"))
-    return Case(row["op"], row["dtype"], tokens, n, k, float(row["density"]))
+def one_clock(results: list[Result]) -> list[Result]:
+    """Those of kernel time; where that was not taken (on a GPU) all, which are then of one clock."""
+    return [r for r in results if r.clock == KERNEL] or results
 
 
 def ours(results: Iterable[Result]) -> list[Result]:
-    """Rows of our default backend: the first of ours that a case has."""
-    first: dict[Case, Result] = {}
+    """Rows of our default backend: the first of ours that a case has on a clock."""
+    first: dict[tuple[Case, str], Result] = {}
     for r in results:
         if r.contender.startswith(OURS):
-            first.setdefault(r.case, r)
+            first.setdefault((r.case, r.clock), r)
     return list(first.values())
 
 
 def break_even(results: Iterable[Result]) -> float | None:
-    """The density at which we are as fast as the dense contender, on the straight line between two measured densities
-    in logarithmic scales; 0 or infinity where dense, or we, win at every density; None without two densities."""
+    """The density at which we are as fast as the fastest dense contender, on the straight line between two measured
+    densities in logarithmic scales; 0 or infinity where dense, or we, win at all of them; None without two."""
     points = sorted((r.case.density, r.vs["dense"]) for r in results if "dense" in r.vs)
     if len(points) < 2:
         return None
@@ -167,28 +168,3 @@ def break_evens(results: list[Result]) -> list[str]:
         "| --- | --- | --- | --- |",
     ]
     return ["", *head, *lines] if lines else []
-
-
-def plot(results: list[Result], path: Path) -> bool:
-    """Time over density at the published shape, for the most tokens; False where there is nothing to draw (with)."""
-    linear = [r for r in results if r.case.op in LINEAR]
-    if not linear or not importlib.util.find_spec("matplotlib"):
-        return False
-    from matplotlib.figure import Figure
-
-    most = max((r.case for r in linear), key=lambda c: (c.tokens, (c.n, c.k) == SHAPE, c.dtype == "bf16"))
-    shown = matching(linear, {"dtype": most.dtype, "tokens": most.tokens, "n": most.n, "k": most.k})
-    ops = [op for op in LINEAR if any(r.case.op == op for r in shown)]
-    figure = Figure(figsize=(5.5 * len(ops), 4.5), layout="constrained")
-    for axes, op in zip(figure.subplots(1, len(ops), squeeze=False)[0], ops, strict=True):
-        for contender in dict.fromkeys(r.contender for r in shown):
-            points = sorted(
-                (100 * r.case.density, r.median_ms) for r in shown if (r.case.op, r.contender) == (op, contender)
-            )
-            style = "--" if contender in (COPY, DENSE) else "-"
-            axes.loglog(*zip(*points, strict=True), style, marker="o", ms=3, label=contender) if points else None
-        axes.set(title=op, xlabel="density (%)", ylabel="milliseconds")
-        axes.legend(fontsize="small")
-    figure.suptitle(f"{most.tokens} tokens, {most.k} -> {most.n}, {most.dtype}")
-    figure.savefig(path, dpi=120)
-    return True

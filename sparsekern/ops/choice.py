@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 import torch
 
-# Density from which torch's dense matmul is the faster one: on a CPU in float32, measured (benchmarks/linear.py); on a
-# GPU in bfloat16, by arithmetic (docs/gpu.md), not yet measured.
+# Density from which torch's dense matmul is the faster one: on a CPU in float32, measured (linear_cpu.csv); on a GPU in
+# bfloat16, by arithmetic (docs/gpu.md), not yet measured.
 BREAK_EVEN = {"cpu": 0.3, "cuda": 0.02}
 
 

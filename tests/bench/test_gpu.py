@@ -13,6 +13,8 @@ import pytest
 import torch
 
 from sparsekern.bench import cases
+from sparsekern.bench.measure import Measured, Work
+from sparsekern.bench.timer import Timing
 
 ROOT = Path(__file__).parent.parent.parent
 CPU = torch.device("cpu")
@@ -184,17 +186,18 @@ def rows(run: gpu.Run) -> list[dict[str, str]]:
 def test_benchmarks_and_report(run: gpu.Run, capsys: pytest.CaptureFixture[str]) -> None:
     for group in gpu.GROUPS:
         assert gpu.measure_group(run, group, time.time() + 1000) == 0
-    assert {row["op"] for row in rows(run)} == set(cases.BUILDERS)
+    assert {row["op"] for row in rows(run)} == {case.op for group in gpu.GROUPS for case in cases.cases_of(group)}
     for row in rows(run):
         assert row["source"] == gpu.source_digest()
         assert row["command"].startswith("python benchmarks/gpu.py --only ")
         assert float(row["p20_ms"]) <= float(row["median_ms"]) <= float(row["p80_ms"])
-    (linear,) = (
+    linear = [
         row
         for row in rows(run)
         if (row["op"], row["density"], row["contender"]) == ("csr_linear", "0.02", "sparsekern cpu")
-    )
-    assert all(float(linear[f"vs_{other}"]) > 0 for other in ("dense", "torch", "copy"))
+    ]
+    assert [row["clock"] for row in linear] == ["kernel", "cold", "op"]
+    assert all(float(row[f"vs_{other}"]) > 0 for row in linear for other in ("dense", "torch", "copy", "limit"))
     before = len(rows(run))
     for group in gpu.GROUPS:
         assert gpu.measure_group(run, group, 0) == 0  # every case has its rows
@@ -202,6 +205,10 @@ def test_benchmarks_and_report(run: gpu.Run, capsys: pytest.CaptureFixture[str])
     assert gpu.write_report(run) == 0
     assert "## adamw_project_" in (run.results / "cpu_tiny.md").read_text()
     assert (run.results / "cpu_tiny.png").exists()
+
+
+def found(timings: dict[str, Timing], failed: dict[str, str]) -> Measured:
+    return Measured({"cold": timings}, failed, "dense", Work(), Work())
 
 
 def test_a_benchmark_stops_between_two_cases(run: gpu.Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -214,36 +221,34 @@ def test_a_benchmark_stops_between_two_cases(run: gpu.Run, monkeypatch: pytest.M
 
 
 def test_a_wrong_result_fails_and_leaves_no_row(run: gpu.Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    def measured(build: object, case: cases.Case, device: torch.device) -> tuple[dict, dict[str, str], str]:
-        return {}, {"dense": "out of memory", "sparsekern cpu": "wrong by 1"}, "dense"
+    def measured(*_: object, **__: object) -> Measured:
+        return found({}, {"dense": "out of memory", "sparsekern cpu": "wrong by 1"})
 
-    monkeypatch.setattr("sparsekern.bench.measure.measure", measured)
+    monkeypatch.setattr("sparsekern.bench.record.measure", measured)
     assert gpu.measure_group(run, "training", time.time() + 1000) == 1
     assert not run.table.exists()
 
 
 def test_a_case_too_large_to_set_up_is_left_out(run: gpu.Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    def measured(build: object, case: cases.Case, device: torch.device) -> tuple[dict, dict[str, str], str]:
+    def measured(*_: object, **__: object) -> Measured:
         raise torch.OutOfMemoryError("CUDA out of memory.\nTried")
 
-    monkeypatch.setattr("sparsekern.bench.measure.measure", measured)
+    monkeypatch.setattr("sparsekern.bench.record.measure", measured)
     assert gpu.measure_group(run, "training", time.time() + 1000) == 0
     assert not run.table.exists()
 
 
 def test_training_goes_on_to_smaller_batches_until_dense_fits(run: gpu.Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    from sparsekern.bench.timer import Timing
-
     sizes = []
 
-    def measured(build: object, case: cases.Case, device: torch.device) -> tuple[dict, dict[str, str], str]:
+    def measured(build: object, case: cases.Case, *_: object, **__: object) -> Measured:
         sizes.append(case.tokens)
         ours = {"sparsekern cuda": Timing(1, 1, 1)}
         if case.tokens > 32768:
-            return ours, {"dense": "CUDA out of memory. Tried to allocate"}, "dense"
-        return {**ours, "dense": Timing(1, 1, 1)}, {}, "dense"
+            return found(ours, {"dense": "CUDA out of memory. Tried to allocate"})
+        return found({**ours, "dense": Timing(1, 1, 1)}, {})
 
-    monkeypatch.setattr("sparsekern.bench.measure.measure", measured)
+    monkeypatch.setattr("sparsekern.bench.record.measure", measured)
     whole = gpu.Run(CPU, tiny=False, results=run.results)
     for _ in range(2):
         assert gpu.measure_group(whole, "training", time.time() + 1000) == 0

@@ -1,4 +1,4 @@
-"""The report: what it reads, where dense wins, which goals are met."""
+"""The report and the picture: what they read, where dense wins, which goals are met, what is drawn."""
 
 import math
 from dataclasses import replace
@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from sparsekern.bench.cases import goals, training
-from sparsekern.bench.measure import Case
-from sparsekern.bench.report import GOALS, Result, break_even, markdown, ours, plot, read_results
-from sparsekern.bench.timer import Timing, append_rows
+from sparsekern.bench.measure import Case, Work
+from sparsekern.bench.plots import plot, roofline, roofs, same_size, speedups
+from sparsekern.bench.record import append_rows
+from sparsekern.bench.report import GOALS, Result, break_even, markdown, one_clock, ours, read_results
 
 CASE = Case("csr_linear", "bf16", 65536, 8192, 2048, 0.004)
 
@@ -18,10 +19,12 @@ def result(density: float, vs_dense: float, **vs: float) -> Result:
     return Result(replace(CASE, density=density), "sparsekern cuda", 1.0, {"dense": vs_dense, **vs})
 
 
-def write(path: Path, case: Case, medians: dict[str, float]) -> None:
-    timings = {name: Timing(ms, ms, ms) for name, ms in medians.items()}
-    against = {"vs_dense": "dense", "vs_torch": "torch.sparse f32", "vs_copy": "copy"}
-    append_rows(path, vars(case), timings, "bench", against=against)
+def write(path: Path, case: Case, medians: dict[str, float], clock: str = "cold") -> None:
+    to = {"vs_dense": medians.get("dense"), "vs_copy": medians.get("copy")}
+    for name, ms in medians.items():
+        ratios = {column: other / ms for column, other in to.items() if other}
+        row = {**vars(case), "clock": clock, "contender": name, "median_ms": ms, "bytes": 80, "flops": 50, **ratios}
+        append_rows(path, [row])
 
 
 def test_the_last_row_of_a_case_counts(tmp_path: Path) -> None:
@@ -30,7 +33,18 @@ def test_the_last_row_of_a_case_counts(tmp_path: Path) -> None:
     write(path, CASE, {"copy": 1, "dense": 6, "sparsekern cuda": 2})
     read = {r.contender: r for r in read_results(path)}
     assert set(read) == {"copy", "dense", "sparsekern cuda"}
-    assert read["sparsekern cuda"] == Result(CASE, "sparsekern cuda", 2.0, {"dense": 3.0, "copy": 0.5})
+    assert read["sparsekern cuda"] == Result(
+        CASE, "sparsekern cuda", 2.0, {"dense": 3.0, "copy": 0.5}, "cold", Work(80, 50)
+    )
+
+
+def test_kernel_time_is_shown_where_there_is_one(tmp_path: Path) -> None:
+    path = tmp_path / "cpu.csv"
+    write(path, CASE, {"sparsekern cpu": 9}, "cold")
+    assert [r.median_ms for r in one_clock(read_results(path))] == [9]
+    write(path, CASE, {"sparsekern cpu": 2}, "kernel")
+    assert [r.median_ms for r in one_clock(read_results(path))] == [2]
+    assert [r.median_ms for r in ours(read_results(path))] == [9, 2]
 
 
 def test_break_even_is_between_two_densities() -> None:
@@ -90,9 +104,62 @@ def test_markdown(tmp_path: Path) -> None:
     assert markdown([], "NVIDIA H100", {}).count("not yet measured") == len(GOALS)
 
 
+# ---- the picture
+
+
+def linear_rows(clock: str = "kernel") -> list[Result]:
+    """Dense takes 8 ms, torch.sparse 400 and we 100 per unit of density, the limit 1, at three densities."""
+    rows = []
+    for density in (0.1, 0.01, 0.5):
+        case = replace(CASE, density=density)
+        work = Work(bytes=1000, flops=int(1e6 * density))
+        for name, ms in {
+            "dense f32": 8,
+            "torch.sparse CSR f32": 400 * density,
+            "sparsekern cpu": 100 * density,
+        }.items():
+            rows.append(Result(case, name, ms, {"dense": 8 / ms, "limit": 1 / ms}, clock, work))
+        rows.append(Result(case, "copy", 1, {"dense": 8}, clock, Work(bytes=1000)))
+        rows.append(Result(case, "fma", 2, {}, clock, Work(flops=10**8)))
+    return rows
+
+
+def test_speedups_are_to_the_fastest_dense() -> None:
+    curves = speedups(linear_rows())
+    assert set(curves) == {"dense f32", "torch.sparse CSR f32", "sparsekern cpu", "limit"}
+    assert curves["sparsekern cpu"] == [(1, 8), (10, pytest.approx(0.8)), (50, pytest.approx(0.16))]
+    assert curves["torch.sparse CSR f32"][0] == (1, 2)
+    assert [y for _, y in curves["limit"]] == pytest.approx([8, 8, 8])
+
+
+def test_the_size_with_most_densities_is_drawn() -> None:
+    few = [replace(r, case=replace(r.case, tokens=1 << 20)) for r in linear_rows() if r.case.density < 0.5]
+    assert same_size(few + linear_rows()) == linear_rows()
+
+
+def test_the_roofline_is_of_cold_caches() -> None:
+    cached = [replace(r, median_ms=r.median_ms / 10) for r in linear_rows() if r.contender != "fma"]
+    rows = cached + linear_rows("cold")
+    assert roofs(rows) == (1000, 5 * 10**7)
+    points = [(100, 1e4), (10, 1e4), (500, 1e4)]  # ours takes 100 ms for 1e6 operations, at every density
+    assert roofline(rows) == {"csr_linear": [(pytest.approx(x), pytest.approx(y)) for x, y in points]}
+
+
 def test_plot(tmp_path: Path) -> None:
-    path = tmp_path / "gpu.png"
+    path = tmp_path / "cpu.png"
     assert not plot([], path)
-    rows = [Result(replace(CASE, density=d), c, 1.0, {}) for d in (0.01, 0.1) for c in ("dense", "sparsekern cuda")]
-    assert plot(rows, path)
+    assert plot(linear_rows() + linear_rows("cold"), path)
     assert path.read_bytes().startswith(b"\x89PNG\r\n")
+
+
+def test_the_break_even_is_marked() -> None:
+    from matplotlib.figure import Figure
+
+    from sparsekern.bench.plots import draw_speedup
+
+    axes = Figure().subplots()
+    draw_speedup(axes, linear_rows())
+    even = 100 * break_even(ours(linear_rows()))
+    assert even == pytest.approx(8)
+    assert [text.get_text().strip() for text in axes.texts] == ["break-even 8 %"]
+    assert any(list(line.get_xdata()) == [even, even] for line in axes.lines)

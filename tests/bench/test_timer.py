@@ -1,15 +1,15 @@
-"""The timer: turns, percentiles, rows."""
+"""The timer: turns, percentiles, and what each clock's runs find."""
 
-import csv
+import subprocess
+import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from sparsekern.bench.timer import CudaClock, Timing, append_rows, take_turns
+from sparsekern.bench.timer import ColdClock, CudaClock, clocks_of, kernel_ms, l3_bytes, take_turns
 
 
 def test_contenders_take_turns_and_the_first_run_of_a_turn_is_not_timed() -> None:
@@ -25,19 +25,11 @@ def test_contenders_take_turns_and_the_first_run_of_a_turn_is_not_timed() -> Non
     assert timings["a"].p20_ms <= timings["a"].median_ms <= timings["a"].p80_ms
 
 
-def test_rows_are_appended_under_one_header(tmp_path: Path) -> None:
-    path = tmp_path / "results" / "op.csv"
-    for density in (0.1, 0.2):
-        append_rows(path, {"density": density}, take_turns({"a": int, "b": int}, rounds=1), command="bench")
-    rows = list(csv.DictReader(path.open()))
-    assert [(r["density"], r["contender"]) for r in rows] == [("0.1", "a"), ("0.1", "b"), ("0.2", "a"), ("0.2", "b")]
-    assert all(r["command"] == "bench" and r["device"] and float(r["median_ms"]) >= 0 for r in rows)
-
-
 def test_prepare_runs_before_each_run_and_a_clock_decides_what_counts() -> None:
     calls: list[str] = []
 
-    def clock(run: Callable[[], object]) -> float:
+    def clock(run: Callable[[], object], prepare: Callable[[], object]) -> float:
+        prepare()
         run()
         return len(calls)
 
@@ -53,20 +45,58 @@ def test_prepare_runs_before_each_run_and_a_clock_decides_what_counts() -> None:
 
 def test_no_round_begins_after_the_time_but_three_are_run() -> None:
     calls: list[int] = []
-    take_turns({"a": lambda: calls.append(1)}, rounds=9, clock=lambda run: run() or 1.0, seconds=0)
+    take_turns({"a": lambda: calls.append(1)}, rounds=9, clock=lambda run, _: run() or 1.0, seconds=0)
     assert len(calls) == 3
-    take_turns({"a": lambda: calls.append(1)}, rounds=9, clock=lambda run: run() or 1.0, seconds=60)
+    take_turns({"a": lambda: calls.append(1)}, rounds=9, clock=lambda run, _: run() or 1.0, seconds=60)
     assert len(calls) == 3 + 9
 
 
-def test_ratios_to_other_contenders(tmp_path: Path) -> None:
-    path = tmp_path / "op.csv"
-    timings = {"ours": Timing(2.0, 1, 3), "dense": Timing(8.0, 7, 9)}
-    append_rows(path, {"density": 0.1}, timings, "bench", against={"vs_dense": "dense", "vs_copy": "copy"})
-    ours, dense = csv.DictReader(path.open())
-    assert (float(ours["vs_dense"]), float(dense["vs_dense"])) == (4, 1)
-    assert ours["vs_copy"] == dense["vs_copy"] == ""
-    assert list(ours)[-3:] == ["p80_ms", "vs_dense", "vs_copy"]
+def test_kernel_time_prepares_both_runs() -> None:
+    calls: list[str] = []
+    kernel_ms(lambda: calls.append("a"), lambda: calls.append("p"))
+    assert calls == ["p", "a", "p", "a"]  # what changes its input in place finds it as it was
+
+
+def test_the_cold_clock_reads_much_else_just_before_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sparsekern.bench.timer.l3_bytes", lambda: 1000)
+    clock, calls = ColdClock(), []
+    assert clock.elsewhere.nbytes == 4000
+    assert clock.elsewhere.all()  # written: memory that never was is one page of zeros
+    clock.elsewhere = SimpleNamespace(sum=lambda: calls.append("read"))
+    clock(lambda: calls.append("run"), lambda: calls.append("prepare"))
+    assert calls == ["prepare", "read", "run"]
+
+
+def test_the_size_of_the_last_cache() -> None:
+    assert 1 << 18 <= l3_bytes() <= 1 << 32
+
+
+FAULTS = """
+import resource, sparsekern, torch
+from sparsekern.bench.timer import clocks_of
+
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+def run():
+    before = faults()
+    result = torch.ones(1 << 21)
+    counted.append(faults() - before)
+
+sparsekern.keep_freed_memory()
+for clock in clocks_of(torch.device("cpu")).values():
+    counted = []
+    clock(run, lambda: None)
+    print(counted[-1])
+"""
+
+
+def test_only_op_time_sees_page_faults() -> None:
+    assert list(clocks_of(torch.device("cpu"))) == ["kernel", "cold", "op"]
+    done = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True)
+    kernel, cold, op = map(int, done.stdout.split())
+    assert (kernel, cold) == (0, 0)
+    assert op >= (4 << 21) / 4096 / 2  # half of the pages: the rest may be huge ones
 
 
 class FakeCuda:
@@ -96,11 +126,3 @@ def test_the_clock_of_a_gpu_times_what_lies_between_two_events(monkeypatch: pyte
     assert clock.elsewhere.numel() * clock.elsewhere.element_size() == 4000
     assert clock(lambda: fake.asked.extend(["a", "b"])) == 3
     assert fake.asked == ["record", "a", "b", "record", "wait"]
-
-
-def test_rows_name_the_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H100 80GB HBM3")
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-    append_rows(tmp_path / "op.csv", {}, {"ours": Timing(1, 1, 1)}, "bench", device=torch.device("cuda"))
-    (row,) = csv.DictReader((tmp_path / "op.csv").open())
-    assert (row["device"], row["isa"]) == ("NVIDIA H100 80GB HBM3", "sm_90")
