@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from .plain import csr_transpose
+from .plain import write_pattern_
 from .topk_project import topk_project_
 
 
@@ -39,9 +39,6 @@ def adamw_project_(
         w.sub_(size * avg / (sq.sqrt() / root + eps))
         crow, col, nan = topk_project_(w, cols[i].numel(), floors[i], axes[i])
         w.mul_((1 - lr * weight_decay).to(w.dtype))
-        crows[i].copy_(crow)
-        cols[i].copy_(col)
-        for target, made in zip((ccols[i], rows[i], perms[i]), csr_transpose(crow, col, w.shape[1]), strict=True):
-            target.copy_(made)
+        write_pattern_(crow, col, (crows[i], cols[i], ccols[i], rows[i], perms[i]))
         nan_at.append(nan)
     return torch.stack(nan_at)

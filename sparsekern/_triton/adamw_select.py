@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from .plain import csr_transpose, row_indices
+from .plain import row_indices, write_pattern_
 from .topk_project import topk_select
 
 _WIDTH = 2048  # of the matrix that the active entries are selected from: a row has one writer
@@ -58,11 +58,8 @@ def adamw_select_(
         in_support.zero_().index_fill_(0, kept, True)
         w.mul_((1 - lr * weight_decay).to(w.dtype)).masked_fill_(~in_support, 0)
         slots[i].copy_(kept)
-        cols[i].copy_(active_cols[i][kept])
-        crows[i].copy_(torch.searchsorted(slots[i], active_crows[i]))
-        across = csr_transpose(crows[i], cols[i], ccols[i].numel() - 1)
-        for target, made in zip((ccols[i], rows[i], perms[i]), across, strict=True):
-            target.copy_(made)
+        crow = torch.searchsorted(slots[i], active_crows[i])
+        write_pattern_(crow, active_cols[i][kept], (crows[i], cols[i], ccols[i], rows[i], perms[i]))
         nan_at.append(nan)
     return torch.stack(nan_at)
 

@@ -3,6 +3,8 @@
 None waits for the GPU: shapes follow from the arguments.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -69,3 +71,10 @@ def csr_embedding_backward(grad: Tensor, ids: Tensor, crow: Tensor, col: Tensor)
     starts = torch.searchsorted(sorted_ids, rows)
     sums = torch.segment_reduce(as_matrix(grad)[order], "sum", offsets=starts, axis=0, unsafe=True, initial=0)
     return csr_gather(sums, crow, col)
+
+
+def write_pattern_(crow: Tensor, col: Tensor, into: Sequence[Tensor]) -> None:
+    """Both layouts of a pattern into existing tensors: crow, col, ccol, row, perm."""
+    made = (crow, col, *csr_transpose(crow, col, into[2].numel() - 1))
+    for target, source in zip(into, made, strict=True):
+        target.copy_(source)

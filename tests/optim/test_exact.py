@@ -1,7 +1,7 @@
 """Exact mode against the recipe written once more in plain dense PyTorch, in float64 over 50 steps."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import pytest
 import torch
@@ -52,12 +52,15 @@ def make_model() -> sk.models.GPT:
     return model
 
 
-def train_sparse(model: sk.models.GPT, steps: int) -> list[float]:
-    optimizer = sk.optim.SparseAdamW(sk.optim.param_groups(model), lr=LR, mode="exact")
+def train(
+    model: sk.models.GPT, optimizer: sk.optim.SparseAdamW, data: Iterable[tuple[Tensor, Tensor]], budgets: bool = True
+) -> list[float]:
+    """Losses of a step per batch, on the schedule; without ``budgets`` only the learning rate follows it."""
     losses = []
-    for step, (ids, targets) in enumerate(batches(steps)):
+    for step, (ids, targets) in enumerate(data):
         density, lr = schedule(step)
-        set_budgets(model.matrices() + model.embeddings(), density)
+        if budgets:
+            set_budgets(model.matrices() + model.embeddings(), density)
         for group in optimizer.param_groups:
             group["lr"] = lr
         loss = model.loss(ids, targets)
@@ -113,7 +116,8 @@ def test_exact_mode_equals_plain_dense_training(backend: str) -> None:
     model = make_model()
     dense = dense_counterpart(model)
     expected = train_dense(model, dense, steps)
-    losses = train_sparse(model, steps)
+    optimizer = sk.optim.SparseAdamW(sk.optim.param_groups(model), lr=LR, mode="exact")
+    losses = train(model, optimizer, batches(steps))
     assert max(abs(a - b) for a, b in zip(losses, expected, strict=True)) < 1e-9
     if steps == STEPS:
         assert losses[-1] < losses[0] - 0.5  # it did learn

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from backends import gpu_backends
-from test_exact import CONFIG, DENSITY, FLOOR, STEPS, batches, make_model, schedule
+from test_exact import CONFIG, DENSITY, FLOOR, STEPS, batches, make_model, schedule, train
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
@@ -26,22 +26,6 @@ EVERYTHING = {"candidates": math.inf, "refresh_every": 1, "candidate_beta1": 0.9
 
 def weights_of(model: GPT) -> dict[str, SparseWeight]:
     return {name: m for name, m in model.named_modules() if isinstance(m, SparseWeight)}
-
-
-def train(model: GPT, optimizer: SparseAdamW, data: list[tuple[Tensor, Tensor]], budgets: bool = True) -> list[float]:
-    losses = []
-    for step, (ids, targets) in enumerate(data):
-        density, lr = schedule(step)
-        if budgets:
-            set_budgets(list(weights_of(model).values()), density)
-        for group in optimizer.param_groups:
-            group["lr"] = lr
-        loss = model.loss(ids, targets)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    return losses
 
 
 # ---- everything active: the published rule
