@@ -84,8 +84,8 @@ PARITY = [
     "sparse from 10 %",
     "sparse, never dense",
     "frozen mask",
-    "SET 0.02 every 100",
-    "RigL 0.02 every 100",
+    "SET 0.1 every 25",  # the best of `tune rivals`
+    "RigL 0.1 every 25",
     "exact, published anneal",
 ]
 METHODS_OF = {"parity": PARITY, "norm": NORM, "variants": VARIANTS, "cheap": CHEAP, "shapes": SHAPES}

@@ -41,9 +41,8 @@ def against_exact(rows: list[Row], study: str) -> str:
     loss: dict[str, dict[str, dict[str, float]]] = defaultdict(lambda: defaultdict(dict))
     for row in rows:
         if row["study"] == study:
-            loss[f"{row['setting']}, anneal {float(row['anneal_end']):.0%}"][row["method"]][row["seed"]] = float(
-                row["held_out"]
-            )
+            setting = f"{row['setting']}, rate {row['lr']}, anneal {float(row['anneal_end']):.0%}"
+            loss[setting][row["method"]][row["seed"]] = float(row["held_out"])
     lines = []
     for setting, methods in loss.items():
         exact = methods.get("exact", {})

@@ -165,7 +165,7 @@ def test_table_against_exact() -> None:
     rows = [a_row("exact", i, v) for i, v in enumerate(exact)] + [a_row("sparse", i, v) for i, v in enumerate(sparse)]
     text = tables.against_exact(rows, "parity")
     half = 4.303 * np.std([1, 0, 1], ddof=1) / 3**0.5
-    assert f"| small, anneal 20% | sparse | 3 | 3.0200 | +0.67 ± {half:.2f} % |" in text
+    assert f"| small, rate 0.1, anneal 20% | sparse | 3 | 3.0200 | +0.67 ± {half:.2f} % |" in text
     assert tables.against_exact(rows, "norm").count("\n") == 1
 
 

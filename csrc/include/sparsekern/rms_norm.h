@@ -1,7 +1,7 @@
 // y[t, d] = x[t, d] * rstd[t] * gain[d], rstd[t] = 1 / sqrt(eps + mean over d of x[t, d]^2).
 //
-// x, y (rows, width), contiguous; gain (width); rstd (rows). The backward pass writes the gradients dx (rows, width) and
-// dgain (width); results do not depend on the number of threads.
+// x, y (rows, width), contiguous; gain (width); rstd (rows). The backward pass writes the gradients dx (rows, width)
+// and dgain (width); results do not depend on the number of threads.
 #pragma once
 #include "sparsekern/isa.h"
 #include "sparsekern/parallel.h"
