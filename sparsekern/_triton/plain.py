@@ -75,6 +75,7 @@ def csr_embedding_backward(grad: Tensor, ids: Tensor, crow: Tensor, col: Tensor)
 
 def write_pattern_(crow: Tensor, col: Tensor, into: Sequence[Tensor]) -> None:
     """Both layouts of a pattern into existing tensors: crow, col, ccol, row, perm."""
-    made = (crow, col, *csr_transpose(crow, col, into[2].numel() - 1))
-    for target, source in zip(into, made, strict=True):
+    into[0].copy_(crow)
+    into[1].copy_(col)
+    for target, source in zip(into[2:], csr_transpose(into[0], into[1], into[2].numel() - 1), strict=True):
         target.copy_(source)

@@ -28,7 +28,7 @@ Run = Callable[[], object]
 Clock = Callable[[Run, Run], float]  # runs something, each time after running something else; gives its milliseconds
 KERNEL, COLD, OP = "kernel", "cold", "op"
 FEWEST_ROUNDS = 3
-TRIES, FEW_FAULTS = 4, 16  # of runs that are to find their memory mapped; pages of four kilobytes, as a rule
+TRIES, FEW_FAULTS = 10, 16  # of runs that are to find their memory mapped; pages of four kilobytes, as a rule
 L3_WHERE_UNKNOWN = 64 << 20
 
 

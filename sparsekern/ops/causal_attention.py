@@ -20,9 +20,9 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> 
 
 
 def _backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor | None, ...]:
-    sink = ctx.saved_tensors[3]
-    dq, dk, dv, dsink = _backward_raw(grad, *ctx.saved_tensors)
-    return dq, dk, dv, None if sink is None else dsink.sum(0)
+    saved = ctx.saved_tensors  # read once: checkpointing computes it when it is read
+    dq, dk, dv, dsink = _backward_raw(grad, *saved)
+    return dq, dk, dv, None if saved[3] is None else dsink.sum(0)
 
 
 def _backward_fake(

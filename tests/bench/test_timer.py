@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from sparsekern.bench.timer import ColdClock, CudaClock, clocks_of, kernel_ms, l3_bytes, take_turns
+from sparsekern.bench.timer import FEW_FAULTS, ColdClock, CudaClock, clocks_of, kernel_ms, l3_bytes, take_turns
 
 
 def test_contenders_take_turns_and_the_first_run_of_a_turn_is_not_timed() -> None:
@@ -95,7 +95,7 @@ def test_only_op_time_sees_page_faults() -> None:
     assert list(clocks_of(torch.device("cpu"))) == ["kernel", "cold", "op"]
     done = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True)
     kernel, cold, op = map(int, done.stdout.split())
-    assert (kernel, cold) == (0, 0)
+    assert max(kernel, cold) <= FEW_FAULTS
     assert op >= (4 << 21) / 4096 / 2  # half of the pages: the rest may be huge ones
 
 
