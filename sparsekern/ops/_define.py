@@ -36,7 +36,8 @@ def define(
 def second_gradients(
     formula: Callable[..., Tensor], saved: Sequence[Tensor | None], cotangents: Sequence[Tensor]
 ) -> tuple[Tensor, ...]:
-    """The gradient of a backward pass, through the op's formula in plain torch: rarely needed, and never fast.
+    """The gradient of a backward pass, through the op's formula in plain torch: rarely needed, never fast, and not
+    differentiable any further.
 
     Args:
         formula: of the op's inputs.
