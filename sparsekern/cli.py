@@ -58,7 +58,7 @@ def train(
         str | None, typer.Option(help="Sparse mode begins at: end-of-anneal, density (10 %) or never-dense.")
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of weights and data.")] = None,
-    dtype: Annotated[str | None, typer.Option(help="Of the activations: f32, or on a GPU bf16.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="Of the activations: f32 or bf16.")] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
 ) -> None:
     """Train a weight-sparse GPT. Ctrl-C saves and ends; --resume goes on."""

@@ -30,7 +30,7 @@ class TrainConfig:
         candidates, refresh_every, candidate_beta1: of sparse mode.
         eval_every, eval_windows: steps between held-out evaluations, and their size in sequences.
         save_every: steps between checkpoints.
-        dtype: of the activations: "f32", or on a GPU "bf16" (autocast; weights stay float32).
+        dtype: of the activations: "f32", or "bf16" (autocast; weights, and on a CPU the residual stream, stay float32).
     """
 
     sources: tuple[str, ...] = ()

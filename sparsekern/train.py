@@ -84,7 +84,7 @@ class Trainer:
             evaluation and checkpoint.
 
     Raises:
-        TrainingError: the folder already holds another run, or none to resume, or the dtype needs a GPU.
+        TrainingError: the folder already holds another run, or none to resume.
         ValueError: a density too low for ``min_alive``, a corpus that does not fit, or no such device.
     """
 
@@ -95,8 +95,6 @@ class Trainer:
         distributed.start(self.device)
         self.is_first = distributed.rank() == 0  # of the processes that train together: the one that writes
         self.steps_per_read = STEPS_PER_READ[self.device.type]
-        if config.dtype != "f32" and self.device.type == "cpu":
-            raise TrainingError(f"dtype {config.dtype} needs a GPU (--device cuda): the CPU kernels compute in float32")
         if not resume and (folder / LAST).exists():
             raise TrainingError(f"{folder} already holds a run: resume it, or choose another folder")
         with distributed.first_goes_first():

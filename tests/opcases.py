@@ -379,8 +379,8 @@ def raw_causal_attention(draw: Draw) -> Iterable[RawCall]:
 
 def raw_rms_norm(draw: Draw) -> Iterable[RawCall]:
     x, gain, g = grads(draw.normal(2, 3, 5), draw.normal(5), draw.normal(2, 3, 5))
-    yield raw.rms_norm.default, (x, gain, 1e-6)
-    rstd = raw.rms_norm(x, gain, 1e-6)[1].detach()
+    yield raw.rms_norm.default, (x, gain, 1e-6, True)
+    rstd = raw.rms_norm(x, gain, 1e-6, False)[1].detach()
     yield raw.rms_norm_backward.default, (g, x, gain, rstd, 1e-6)
 
 

@@ -27,7 +27,11 @@ def master_of(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
 BAD_INPUTS: list[tuple[str, Callable[[], Any], str]] = [
     ("linear-K", lambda: ops.csr_linear(G, W), "csr_linear: x must have 7 features"),
     ("linear-scalar", lambda: ops.csr_linear(torch.ones(()), W), "csr_linear: x must have at least one dim"),
-    ("linear-half", lambda: ops.csr_linear(X.half(), W), "csr_linear: x must be float32 or float64"),
+    (
+        "linear-half",
+        lambda: ops.csr_linear(X.half(), W),
+        "csr_linear: x must be float32, bfloat16 or float64 on the CPU",
+    ),
     (
         "linear-dtypes",
         lambda: ops.csr_linear(X.double(), W),
@@ -70,7 +74,11 @@ BAD_INPUTS: list[tuple[str, Callable[[], Any], str]] = [
         lambda: ops.csr_sddmm(G, torch.ones(()), W),
         "csr_sddmm: a and b must have at least one",
     ),
-    ("sddmm-half", lambda: ops.csr_sddmm(G.half(), X.half(), W), "csr_sddmm: a must be float32 or float64"),
+    (
+        "sddmm-half",
+        lambda: ops.csr_sddmm(G.half(), X.half(), W),
+        "csr_sddmm: a must be float32, bfloat16 or float64 on the CPU",
+    ),
     ("sddmm-dtypes", lambda: ops.csr_sddmm(G, X.double(), W), "csr_sddmm: a and b must have the same dtype"),
     (
         "embedding-high",
@@ -90,7 +98,7 @@ BAD_INPUTS: list[tuple[str, Callable[[], Any], str]] = [
     ),
     ("abs-topk-high", lambda: ops.abs_topk(X, 8), "abs_topk: k must be between 0 and .* 7, got 8"),
     ("abs-topk-low", lambda: ops.abs_topk(X, -1), "abs_topk: k must be between 0 and .* 7, got -1"),
-    ("abs-topk-half", lambda: ops.abs_topk(X.half(), 1), "abs_topk: x must be float32 or float64"),
+    ("abs-topk-half", lambda: ops.abs_topk(X.half(), 1), "abs_topk: x must be float32, bfloat16 or float64 on the CPU"),
     ("abs-topk-scalar", lambda: ops.abs_topk(torch.ones(()), 1), "abs_topk: x must have at least one dim"),
     ("project-high", lambda: ops.topk_project_(X, 22), "topk_project_: k must be between 0 and 21, got 22"),
     ("project-low", lambda: ops.topk_project_(X, -1), "topk_project_: k must be between 0 and 21, got -1"),

@@ -9,6 +9,7 @@ from torch import Tensor
 from sparsekern import ops
 from sparsekern.ops import reference
 from sparsekern.ops.causal_attention import by_torch
+from sparsekern.ops.dtypes import value_dtype
 
 SHAPES = [  # batch, tokens, heads, width
     (2, 256, 3, 16),
@@ -26,14 +27,14 @@ SHAPES = [  # batch, tokens, heads, width
 ]
 every_shape = pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: "x".join(map(str, shape)))
 both_sinks = pytest.mark.parametrize("with_sink", [False, True], ids=["plain", "sink"])
-TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-14}
+TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-14, torch.bfloat16: 1e-2}  # of the largest number
 
 
 def draw(shape: tuple[int, ...], with_sink: bool, dtype: torch.dtype) -> list[Tensor]:
     """q, k, v, and the sink if there is one."""
     generator = torch.Generator().manual_seed(0)
-    shapes = [shape] * 3 + [shape[2:3]] * with_sink
-    return [torch.randn(s, dtype=dtype, generator=generator) for s in shapes]
+    drawn = [torch.randn(shape, dtype=value_dtype(dtype), generator=generator).to(dtype) for _ in range(3)]
+    return drawn + [torch.randn(shape[2], dtype=value_dtype(dtype), generator=generator)] * with_sink
 
 
 def outcome(fn: Callable[..., Tensor], inputs: list[Tensor], grad: Tensor) -> list[Tensor]:
@@ -45,9 +46,11 @@ def outcome(fn: Callable[..., Tensor], inputs: list[Tensor], grad: Tensor) -> li
 
 def assert_right(fn: Callable[..., Tensor], inputs: list[Tensor], tolerance: float) -> None:
     grad = torch.randn(inputs[0].shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    grad = grad.to(inputs[0].dtype).double()
     expected = outcome(reference.causal_attention, [t.double() for t in inputs], grad)
-    for a, e in zip(outcome(fn, inputs, grad.to(inputs[0].dtype)), expected, strict=True):
-        assert a.dtype == inputs[0].dtype
+    actual = outcome(fn, inputs, grad.to(inputs[0].dtype))
+    assert [a.dtype for a in actual] == [t.dtype for t in (inputs[0], *inputs)]
+    for a, e in zip(actual, expected, strict=True):
         assert a.shape == e.shape
         largest = float(e.abs().max()) if e.numel() else 0.0
         torch.testing.assert_close(a.double(), e, rtol=0, atol=tolerance * (1 + largest))
@@ -55,7 +58,7 @@ def assert_right(fn: Callable[..., Tensor], inputs: list[Tensor], tolerance: flo
 
 @both_sinks
 @every_shape
-@pytest.mark.parametrize("dtype", TOLERANCE, ids=["f32", "f64"])
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=["f32", "f64", "bf16"])
 def test_result_and_gradients(shape: tuple[int, ...], with_sink: bool, dtype: torch.dtype, isa: str) -> None:
     assert_right(ops.causal_attention, draw(shape, with_sink, dtype), TOLERANCE[dtype])
 
@@ -131,6 +134,13 @@ def test_threads_and_strides_do_not_matter(set_threads: Callable[[int], None]) -
         assert all(map(torch.equal, result, results[0]))
 
 
+def test_autocast_casts_all_but_the_sink() -> None:
+    q, k, v, sink = draw((1, 20, 2, 8), True, torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = ops.causal_attention(q, k.bfloat16(), v, sink)
+    assert torch.equal(y, ops.causal_attention(*(t.bfloat16() for t in (q, k, v)), sink))
+
+
 def test_compiled_equals_eager() -> None:
     inputs = draw((1, 20, 2, 8), True, torch.float32)
     grad = torch.ones_like(inputs[0])
@@ -149,7 +159,8 @@ def test_compiled_equals_eager() -> None:
         ),
         (lambda q, k, v, s: (q, k, v.double(), s), "v must have the shape and dtype of q"),
         (lambda q, k, v, s: (q, k, v, s[:2]), "sink must be a contiguous vector of 3 elements, got shape"),
-        (lambda q, k, v, s: (q.bfloat16(), k, v, s), "q must be float32 or float64 on the CPU"),
+        (lambda q, k, v, s: (q.half(), k, v, s), "q must be float32, bfloat16 or float64 on the CPU"),
+        (lambda q, k, v, s: (q.bfloat16(), k, v, s), "k must have the shape and dtype of q"),
         (lambda q, k, v, s: (q[..., :0], k[..., :0], v[..., :0], s), "q must have a width of at least 1"),
     ],
 )

@@ -148,10 +148,18 @@ def test_an_error_that_a_gpu_has_noted_ends_the_run(
 # ---- bf16
 
 
-def test_bf16_needs_a_gpu(sources: Path, tmp_path: Path) -> None:
-    with pytest.raises(TrainingError, match="dtype bf16 needs a GPU"):
-        Trainer(tiny(sources, dtype="bf16"), tmp_path / "run")
-    assert not (tmp_path / "run").exists()
+@pytest.mark.parametrize("mode", ["exact", "sparse"])
+def test_bf16_trains_as_well(sources: Path, tmp_path: Path, mode: str) -> None:
+    runs = {
+        dtype: list(Trainer(tiny(sources, dtype=dtype, mode=mode), tmp_path / dtype).run()) for dtype in ("f32", "bf16")
+    }
+    assert runs["bf16"][0].loss == pytest.approx(runs["f32"][0].loss, rel=1e-2)
+    assert runs["bf16"][0].loss != runs["f32"][0].loss
+    assert runs["bf16"][-1].held_out < runs["f32"][-1].held_out + 0.1
+    assert [step.nnz for step in runs["bf16"]] == [step.nnz for step in runs["f32"]]
+
+
+def test_dtypes_have_names(sources: Path) -> None:
     with pytest.raises(ValueError, match="dtype must be f32 or bf16, got 'fp8'"):
         tiny(sources, dtype="fp8")
 

@@ -494,6 +494,6 @@ def test_nothing_else_in_these_tests_is_out_of_bounds() -> None:
 
 
 def test_no_kernel_of_an_op_is_out_of_bounds() -> None:
-    every_case = "(test_result_and_gradients and f32) or (test_half_precision and bf16) or (test_every_rule and f32)"
+    every_case = "(test_result_and_gradients and f32) or test_bfloat16 or (test_every_rule and f32)"
     files = ("tests/test_ops.py", "tests/test_adamw_project.py", "tests/test_adamw_select.py")
     under_asan(*files, "-k", f"emulated and ({every_case})")

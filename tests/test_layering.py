@@ -212,7 +212,7 @@ def stems(folder: Path, pattern: str) -> set[str]:
 
 COMPOSITES = {"csr_linear_active", "csr_linear_dense_grad", "observe"}  # made of other ops, no kernel of their own
 ON_A_GPU_BY_TORCH = {"causal_attention", "rms_norm"}
-NOT_OPS = {"__init__", "backend", "choice", "reference", "status"}
+NOT_OPS = {"__init__", "backend", "choice", "dtypes", "reference", "status"}
 
 
 def test_an_op_has_the_same_stem_everywhere() -> None:

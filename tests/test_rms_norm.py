@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 import sparsekern as sk
 from sparsekern import ops
+from sparsekern.ops.dtypes import value_dtype
 
 SHAPES = [(3, 70), (2, 5, 64), (300, 33), (2100, 5), (7,), (1, 1), (0, 5), (3, 0)]
 every_shape = pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: "x".join(map(str, shape)))
@@ -17,7 +18,9 @@ every_shape = pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: "x".joi
 def draw(shape: tuple[int, ...], dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
     """x, the gain, and the gradient of the result."""
     generator = torch.Generator().manual_seed(0)
-    return tuple(torch.randn(s, dtype=dtype, generator=generator) for s in (shape, shape[-1:], shape))
+    shapes = (shape, shape[-1:], shape)
+    x, gain, grad = (torch.randn(s, dtype=value_dtype(dtype), generator=generator) for s in shapes)
+    return x.to(dtype), gain, grad.to(dtype)
 
 
 def outcome(fn: Callable[..., Tensor], x: Tensor, gain: Tensor, grad: Tensor) -> list[Tensor]:
@@ -26,14 +29,19 @@ def outcome(fn: Callable[..., Tensor], x: Tensor, gain: Tensor, grad: Tensor) ->
     return [y.detach(), *torch.autograd.grad(y, leaves, grad)]
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-6), (torch.float64, 1e-14)], ids=["f32", "f64"])
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"),
+    [(torch.float32, 2e-6), (torch.float64, 1e-14), (torch.bfloat16, 4e-3)],
+    ids=["f32", "f64", "bf16"],
+)
 @every_shape
 def test_result_and_gradients(shape: tuple[int, ...], dtype: torch.dtype, tolerance: float, isa: str) -> None:
     inputs = draw(shape, dtype)
     eps = torch.finfo(dtype).eps
     expected = outcome(lambda x, g: F.rms_norm(x, g.shape, g, eps), *(t.double() for t in inputs))
-    for a, e in zip(outcome(ops.rms_norm, *inputs), expected, strict=True):
-        assert a.dtype == dtype
+    actual = outcome(ops.rms_norm, *inputs)
+    assert [a.dtype for a in actual] == [dtype, dtype, value_dtype(dtype)]
+    for a, e in zip(actual, expected, strict=True):
         torch.testing.assert_close(a.double(), e, rtol=tolerance, atol=tolerance * (1 + len(inputs[0]) ** 0.5))
 
 
@@ -41,6 +49,17 @@ def test_eps_is_added_to_the_mean_square() -> None:
     x = torch.tensor([[3.0, 4.0]])
     torch.testing.assert_close(ops.rms_norm(x, torch.ones(2), 12.5), x / 5)
     assert torch.equal(ops.rms_norm(0 * x, torch.ones(2)), 0 * x)
+
+
+@every_shape
+def test_autocast_rounds_the_result(shape: tuple[int, ...], isa: str) -> None:
+    x, gain, grad = draw(shape, torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        y, dx, dgain = outcome(ops.rms_norm, x, gain, grad.bfloat16())
+        assert ops.rms_norm(x.double(), gain.double()).dtype == torch.float64
+    expected = outcome(ops.rms_norm, x, gain, grad.bfloat16().float())
+    assert torch.equal(y, expected[0].bfloat16())
+    torch.testing.assert_close((dx, dgain), tuple(expected[1:]))
 
 
 def test_derivatives() -> None:

@@ -13,12 +13,29 @@ constexpr int64_t kRowsPerItem = 16;
 
 inline int64_t padded(int64_t width) { return round_up(width, 64); }
 
+// The sum of the lanes of counts, which are not negative.
+template <class K>
+inline int64_t add_counts(Vec<K> counts) {
+  if constexpr (sizeof(K) == sizeof(int16_t)) {
+    const Vec<uint32_t> pairs = (Vec<uint32_t>)counts;
+    return add_lanes<uint32_t>((pairs & 0xffff) + (pairs >> 16));
+  } else {
+    return add_lanes<K>(counts);
+  }
+}
+
 template <class T>
 inline int64_t count_above(const T* row, int64_t padded_width, Key<T> key) {
-  Vec<Key<T>> counts = {};
-  for (int64_t j = 0; j < padded_width; j += kLanes<T>)
-    counts -= (Vec<Key<T>>)(load(reinterpret_cast<const Key<T>*>(row + j)) > key);  // a true lane is -1
-  return add_lanes<Key<T>>(counts);
+  constexpr int64_t kMost = int64_t(kMaxKey<bf16>) * kLanes<T>;  // what counts of 16 bits hold
+  int64_t total = 0;
+  for (int64_t begin = 0; begin < padded_width; begin += kMost) {
+    const int64_t end = min_of(padded_width, begin + kMost);
+    Vec<Key<T>> counts = {};
+    for (int64_t j = begin; j < end; j += kLanes<T>)
+      counts -= (Vec<Key<T>>)(load(reinterpret_cast<const Key<T>*>(row + j)) > key);  // a true lane is -1
+    total += add_counts<Key<T>>(counts);
+  }
+  return total;
 }
 
 // Magnitudes above `key` are kept, and the first `ties` of those equal to it.
@@ -98,10 +115,10 @@ void run(const AbsTopkArgs& a) {
   const int64_t kept_bytes = (a.width + 7) / 8, row_elements = padded(a.width);
   T* workspace = static_cast<T*>(a.workspace);
   for (int64_t w = 0; w < a.parallel.threads; ++w)
-    for (int64_t j = a.width; j < row_elements; ++j) workspace[w * row_elements + j] = 0;
+    for (int64_t j = a.width; j < row_elements; ++j) workspace[w * row_elements + j] = T{};
   for_each_item(a.parallel, ceil_div(a.rows, kRowsPerItem), [&](int64_t worker, int64_t item) {
     const int64_t end = min_of(a.rows, (item + 1) * kRowsPerItem);
-    Key<T> guess = magnitude(T(1));
+    Key<T> guess = magnitude(one<T>());
     for (int64_t r = item * kRowsPerItem; r < end; ++r)
       topk_row(static_cast<const T*>(a.x) + r * a.stride, a.width, a.k, guess, workspace + worker * row_elements,
                static_cast<T*>(a.y) + r * a.width, a.kept + r * kept_bytes);
@@ -117,7 +134,7 @@ void mask_row(const T* grad, const uint8_t* kept, int64_t width, T* out) {
 
 int64_t abs_topk_workspace(const AbsTopkArgs& a) {
   int64_t bytes = 0;
-  with_dtype(a.dtype, [&](auto tag) {
+  with_activations(a.dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;
     bytes = int64_t(sizeof(T)) * a.parallel.threads * padded(a.width);
   });
@@ -125,13 +142,13 @@ int64_t abs_topk_workspace(const AbsTopkArgs& a) {
 }
 
 Status abs_topk(const AbsTopkArgs& a) {
-  with_dtype(a.dtype, [&](auto tag) { run<typename decltype(tag)::type>(a); });
+  with_activations(a.dtype, [&](auto tag) { run<typename decltype(tag)::type>(a); });
   return kOk;
 }
 
 Status abs_topk_backward(const AbsTopkBackwardArgs& a) {
   const int64_t kept_bytes = (a.width + 7) / 8;
-  with_dtype(a.dtype, [&](auto tag) {
+  with_activations(a.dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;
     for_each_range(a.parallel, a.rows, 4 * kRowsPerItem, [&](int64_t begin, int64_t end) {
       for (int64_t r = begin; r < end; ++r)

@@ -39,14 +39,15 @@ inline void for_each_strip(int64_t query, int64_t tokens, F&& f) {
 }
 
 // A few heads that lie side by side: their rows are read and written together, because the next token is a page away.
-template <class T>
+// In memory they are of type S.
+template <class S, class T = Math<S>>
 struct Heads {
   int64_t tokens, width, stride, offset, count;
   int64_t head, index;  // of the first: in its sequence, and of all
   T scale;
 
   static int64_t most(const CausalAttentionArgs& a) {
-    return max_of(1, min_of(a.heads, kRowBytes / (a.width * int64_t(sizeof(T)))));
+    return max_of(1, min_of(a.heads, kRowBytes / (a.width * int64_t(sizeof(S)))));
   }
   static int64_t groups(const CausalAttentionArgs& a) { return max_of(1, ceil_div(a.heads, most(a))); }  // per sequence
 
@@ -59,30 +60,30 @@ struct Heads {
     count = min_of(most(a), a.heads - head);
   }
 
-  const T* of(const void* q, int64_t token) const { return static_cast<const T*>(q) + offset + token * stride; }
-  T* of(void* q, int64_t token) const { return static_cast<T*>(q) + offset + token * stride; }
+  const S* of(const void* q, int64_t token) const { return static_cast<const S*>(q) + offset + token * stride; }
+  S* of(void* q, int64_t token) const { return static_cast<S*>(q) + offset + token * stride; }
   int64_t padded() const { return round_up(width, kLanes<T>); }
   int64_t rows() const { return round_up(tokens, kQueries); }
 };
 
 // `rows` rows of every head from `token` on, a head after the other, padded with zeros to whole vectors; zeros for
 // tokens that do not exist.
-template <class T>
-void read_rows(const Heads<T>& heads, const void* from, int64_t token, int64_t rows, T* to) {
+template <class S, class T>
+void read_rows(const Heads<S>& heads, const void* from, int64_t token, int64_t rows, T* to) {
   constexpr int L = kLanes<T>;
   const int64_t padded = heads.padded(), there = min_of(rows, heads.tokens - token);
   for (int64_t t = 0; t < rows; ++t) {
-    const T* ahead = heads.of(from, token + t + kRowsAhead);  // may lie beyond the end, where asking does no harm
-    for (int64_t d = 0; d < heads.count * heads.width; d += 64 / int64_t(sizeof(T))) __builtin_prefetch(ahead + d);
+    const S* ahead = heads.of(from, token + t + kRowsAhead);  // may lie beyond the end, where asking does no harm
+    for (int64_t d = 0; d < heads.count * heads.width; d += 64 / int64_t(sizeof(S))) __builtin_prefetch(ahead + d);
     for (int64_t h = 0; h < heads.count; ++h) {
-      const T* row = heads.of(from, token + t) + h * heads.width;
+      const S* row = heads.of(from, token + t) + h * heads.width;
       T* out = to + (h * rows + t) * padded;
       for (int64_t d = 0; d < padded; d += L) {
         if (t < there && d + L <= heads.width) {
-          store(out + d, load(row + d));
+          store(out + d, load_wide(row + d));
         } else {
           store(out + d, Vec<T>{});
-          if (t < there) copy_tile(row + d, 0, out + d, 0, 1, heads.width - d);
+          for (int64_t i = d; t < there && i < heads.width; ++i) out[i] = widen(row[i]);
         }
       }
     }
@@ -90,37 +91,39 @@ void read_rows(const Heads<T>& heads, const void* from, int64_t token, int64_t r
 }
 
 // The way back, times `factor`: past the caches where whole lines are written.
-template <class T>
-void write_rows(const Heads<T>& heads, const T* from, T factor, int64_t token, int64_t rows, void* to) {
+template <class S, class T>
+void write_rows(const Heads<S>& heads, const T* from, T factor, int64_t token, int64_t rows, void* to) {
   constexpr int L = kLanes<T>;
   const bool lines = kCanStream && heads.width % L == 0 && reinterpret_cast<uintptr_t>(to) % kVectorBytes == 0;
   for (int64_t t = 0; t < min_of(rows, heads.tokens - token); ++t)
     for (int64_t h = 0; h < heads.count; ++h) {
       const T* row = from + (h * rows + t) * heads.padded();
-      T* out = heads.of(to, token + t) + h * heads.width;
+      S* out = heads.of(to, token + t) + h * heads.width;
       int64_t d = 0;
-      for (; lines && d < heads.width; d += L) stream(out + d, load(row + d) * factor);
-      for (; d < heads.width; ++d) out[d] = factor * row[d];
+      if constexpr (sizeof(S) == sizeof(T))
+        for (; lines && d < heads.width; d += L) stream(out + d, load(row + d) * factor);
+      for (; d + L <= heads.width; d += L) store_narrow(out + d, load(row + d) * factor);
+      for (; d < heads.width; ++d) narrow(factor * row[d], out + d);
     }
 }
 
 // A block of queries from rows to lanes, to[d * kQueries + i] = factor * from[i * padded + d], and back.
-template <class T>
-void to_lanes(const Heads<T>& heads, const T* from, T factor, T* to) {
+template <class S, class T>
+void to_lanes(const Heads<S>& heads, const T* from, T factor, T* to) {
   pack_panel<T, kBlockVectors<T>>(from, heads.padded(), kQueries, heads.padded(), to);
   for (int64_t i = 0; factor != 1 && i < heads.width * kQueries; i += kLanes<T>) store(to + i, load(to + i) * factor);
 }
 
-template <class T>
-void to_rows(const Heads<T>& heads, const T* from, T* to) {
+template <class S, class T>
+void to_rows(const Heads<S>& heads, const T* from, T* to) {
   constexpr int L = kLanes<T>;
   for (int64_t d = 0; d < heads.padded(); d += L)
     unpack_tile<T, kBlockVectors<T>, false>(from + d * kQueries, kQueries, L, to + d, heads.padded());
 }
 
 // scores (keys of the strip, kQueries) = k q, in units of log 2; -infinity where a query comes before the key.
-template <class T>
-inline void scores_of(const Heads<T>& heads, Strip s, const T* k, const T* q, T* scores) {
+template <class S, class T>
+inline void scores_of(const Heads<S>& heads, Strip s, const T* k, const T* q, T* scores) {
   constexpr int L = kLanes<T>;
   const int64_t lane = s.first * L;
   gemm<false, T>({k + s.key * heads.padded(), heads.padded(), 1}, {q + lane, kQueries}, {scores + lane, kQueries},
@@ -139,11 +142,13 @@ struct Forward {
   T *q, *y;            // (padded, kQueries)
   T* p;                // (kKeys, kQueries)
 
-  Forward(const Heads<T>& heads, int64_t most, T* at)
+  template <class S>
+  Forward(const Heads<S>& heads, int64_t most, T* at)
       : all(heads.rows() * heads.padded()), block(kQueries * heads.padded()) {
     k = at, v = k + most * all, rows = v + most * all, q = rows + most * block, y = q + block, p = y + block;
   }
-  static int64_t elements(const Heads<T>& heads, int64_t most) {
+  template <class S>
+  static int64_t elements(const Heads<S>& heads, int64_t most) {
     return (2 * most * heads.rows() + (most + 2) * kQueries) * heads.padded() + kKeys * kQueries;
   }
   Forward of_head(int64_t h) const {
@@ -160,8 +165,8 @@ struct Running {
 };
 
 // Takes the scores in w.p of a strip to powers, and what was summed before to the new largest score.
-template <class T>
-inline void soften(const Heads<T>& heads, Strip s, const Forward<T>& w, Running<T>& run) {
+template <class S, class T>
+inline void soften(const Heads<S>& heads, Strip s, const Forward<T>& w, Running<T>& run) {
   constexpr int L = kLanes<T>;
   for (int64_t lane = s.first * L; lane < kQueries; lane += L) {
     T* p = w.p + lane;
@@ -188,8 +193,8 @@ inline void soften(const Heads<T>& heads, Strip s, const Forward<T>& w, Running<
 }
 
 // A block of queries of head h; their rows are in w.rows, and replaced by those of y.
-template <class T>
-void forward_block(const CausalAttentionArgs& a, const Heads<T>& heads, int64_t h, int64_t query, const Forward<T>& w) {
+template <class S, class T>
+void forward_block(const CausalAttentionArgs& a, const Heads<S>& heads, int64_t h, int64_t query, const Forward<T>& w) {
   constexpr int L = kLanes<T>;
   to_lanes(heads, w.rows, T(heads.scale * kLog2e), w.q);
   for (int64_t i = 0; i < w.block; ++i) w.y[i] = 0;
@@ -216,10 +221,10 @@ void forward_block(const CausalAttentionArgs& a, const Heads<T>& heads, int64_t 
   to_rows(heads, w.y, w.rows);
 }
 
-template <class T>
+template <class S, class T>
 void forward_heads(const CausalAttentionArgs& a, int64_t item, T* scratch) {
-  const Heads<T> heads(a, item);
-  const Forward<T> w(heads, Heads<T>::most(a), scratch);
+  const Heads<S> heads(a, item);
+  const Forward<T> w(heads, Heads<S>::most(a), scratch);
   read_rows(heads, a.k, 0, heads.rows(), w.k);
   read_rows(heads, a.v, 0, heads.rows(), w.v);
   for (int64_t query = 0; query < heads.tokens; query += kQueries) {
@@ -238,13 +243,15 @@ struct Backward {
   T *q, *grad, *dq;              // (padded, kQueries)
   T *p, *ds;                     // (kKeys, kQueries)
 
-  Backward(const Heads<T>& heads, int64_t most, T* at)
+  template <class S>
+  Backward(const Heads<S>& heads, int64_t most, T* at)
       : all(heads.rows() * heads.padded()), block(kQueries * heads.padded()) {
     k = at, v = k + most * all, dk = v + most * all, dv = dk + most * all;
     q_rows = dv + most * all, grad_rows = q_rows + most * block, rows = grad_rows + most * block;
     q = rows + most * block, grad = q + block, dq = grad + block, p = dq + block, ds = p + kKeys * kQueries;
   }
-  static int64_t elements(const Heads<T>& heads, int64_t most) {
+  template <class S>
+  static int64_t elements(const Heads<S>& heads, int64_t most) {
     return (4 * most * heads.rows() + (3 * most + 3) * kQueries) * heads.padded() + 2 * kKeys * kQueries;
   }
   Backward of_head(int64_t h) const {
@@ -262,8 +269,8 @@ struct Sums {
   T lse[kQueries], delta[kQueries];
 };
 
-template <class T>
-Sums<T> sums_of(const Heads<T>& heads, const T* lse, int64_t query, const T* grad, const T* y) {
+template <class S, class T>
+Sums<T> sums_of(const Heads<S>& heads, const T* lse, int64_t query, const T* grad, const T* y) {
   Sums<T> sums;
   for (int i = 0; i < kQueries; ++i) sums.lse[i] = query + i < heads.tokens ? T(lse[i] * kLog2e) : T(INFINITY);
   for (int64_t i = 0; i < kQueries; i += kLanes<T>) {
@@ -290,8 +297,8 @@ inline void through_softmax(Strip s, const Backward<T>& w, const Sums<T>& sums) 
 
 // A block of queries of head h; the rows of y are in w.rows, and replaced by those of dq. Returns what the block adds
 // to the gradient of the sink.
-template <class T>
-T backward_block(const CausalAttentionArgs& a, const Heads<T>& heads, int64_t h, int64_t query, const Backward<T>& w) {
+template <class S, class T>
+T backward_block(const CausalAttentionArgs& a, const Heads<S>& heads, int64_t h, int64_t query, const Backward<T>& w) {
   constexpr int L = kLanes<T>;
   const int64_t padded = heads.padded();
   to_lanes(heads, w.q_rows, T(heads.scale * kLog2e), w.q);
@@ -325,10 +332,10 @@ T backward_block(const CausalAttentionArgs& a, const Heads<T>& heads, int64_t h,
   return dsink;
 }
 
-template <class T>
+template <class S, class T>
 void backward_heads(const CausalAttentionBackwardArgs& a, int64_t item, T* scratch) {
-  const Heads<T> heads(a.forward, item);
-  const int64_t most = Heads<T>::most(a.forward);
+  const Heads<S> heads(a.forward, item);
+  const int64_t most = Heads<S>::most(a.forward);
   const Backward<T> w(heads, most, scratch);
   T* dsink = a.dsink ? static_cast<T*>(a.dsink) + heads.index : nullptr;
   read_rows(heads, a.forward.k, 0, heads.rows(), w.k);
@@ -351,19 +358,30 @@ void backward_heads(const CausalAttentionBackwardArgs& a, int64_t item, T* scrat
 }
 
 // Elements of scratch per worker, whole cache lines.
-template <class T, template <class> class Scratch>
+template <class S, template <class> class Scratch>
 int64_t scratch_elements(const CausalAttentionArgs& a) {
-  return round_up(Scratch<T>::elements(Heads<T>(a, 0), Heads<T>::most(a)), 64 / sizeof(T));
+  return round_up(Scratch<Math<S>>::elements(Heads<S>(a, 0), Heads<S>::most(a)), 64 / sizeof(Math<S>));
 }
 
 template <template <class> class Scratch>
 int64_t workspace_bytes(const CausalAttentionArgs& a) {
   int64_t bytes = 0;
-  with_dtype(a.dtype, [&](auto tag) {
-    using T = typename decltype(tag)::type;
-    bytes = int64_t(sizeof(T)) * a.parallel.threads * scratch_elements<T, Scratch>(a);
+  with_activations(a.dtype, [&](auto tag) {
+    using S = typename decltype(tag)::type;
+    bytes = int64_t(sizeof(Math<S>)) * a.parallel.threads * scratch_elements<S, Scratch>(a);
   });
   return bytes;
+}
+
+// Calls work(tag of the type in memory, item, scratch) for every group of heads.
+template <template <class> class Scratch, class F>
+void for_each_group(const CausalAttentionArgs& a, void* workspace, F&& work) {
+  with_activations(a.dtype, [&](auto tag) {
+    using S = typename decltype(tag)::type;
+    for_each_item(a.parallel, a.batch * Heads<S>::groups(a), [&](int64_t worker, int64_t item) {
+      work(tag, item, static_cast<Math<S>*>(workspace) + worker * scratch_elements<S, Scratch>(a));
+    });
+  });
 }
 
 }  // namespace
@@ -372,22 +390,15 @@ int64_t causal_attention_workspace(const CausalAttentionArgs& a) { return worksp
 int64_t causal_attention_backward_workspace(const CausalAttentionArgs& a) { return workspace_bytes<Backward>(a); }
 
 Status causal_attention(const CausalAttentionArgs& a) {
-  with_dtype(a.dtype, [&](auto tag) {
-    using T = typename decltype(tag)::type;
-    for_each_item(a.parallel, a.batch * Heads<T>::groups(a), [&](int64_t worker, int64_t item) {
-      forward_heads<T>(a, item, static_cast<T*>(a.workspace) + worker * scratch_elements<T, Forward>(a));
-    });
+  for_each_group<Forward>(a, a.workspace, [&](auto tag, int64_t item, auto* scratch) {
+    forward_heads<typename decltype(tag)::type>(a, item, scratch);
   });
   return kOk;
 }
 
 Status causal_attention_backward(const CausalAttentionBackwardArgs& a) {
-  with_dtype(a.forward.dtype, [&](auto tag) {
-    using T = typename decltype(tag)::type;
-    const int64_t items = a.forward.batch * Heads<T>::groups(a.forward);
-    for_each_item(a.forward.parallel, items, [&](int64_t worker, int64_t item) {
-      backward_heads<T>(a, item, static_cast<T*>(a.workspace) + worker * scratch_elements<T, Backward>(a.forward));
-    });
+  for_each_group<Backward>(a.forward, a.workspace, [&](auto tag, int64_t item, auto* scratch) {
+    backward_heads<typename decltype(tag)::type>(a, item, scratch);
   });
   return kOk;
 }

@@ -24,15 +24,15 @@ struct Plan {
   bool stream;      // write y past the caches
 };
 
-template <class T>
+template <class S>
 Plan plan_for(const CsrLinearArgs& a) {
   Plan p;
-  p.vectors = panel_vectors<T>(a.w.cols, a.tokens);
-  p.panel_tokens = p.vectors * kLanes<T>;
+  p.vectors = panel_vectors<S>(a.w.cols, a.tokens);
+  p.panel_tokens = p.vectors * kLanes<Math<S>>;
   p.panels = ceil_div(a.tokens, p.panel_tokens);
   p.row_blocks = p.panels > 0 ? ceil_div(a.parallel.threads, p.panels) : 1;
-  p.scratch = (round_up(a.w.cols, kLanes<T>) + kLanes<T>)*p.panel_tokens;
-  p.stream = kCanStream && a.tokens * a.w.rows * int64_t(sizeof(T)) >= kStreamBytes && a.w.rows % kLanes<T> == 0 &&
+  p.scratch = (round_up(a.w.cols, kLanes<S>) + kLanes<S>)*p.panel_tokens;
+  p.stream = kCanStream && a.tokens * a.w.rows * int64_t(sizeof(S)) >= kStreamBytes && a.w.rows % kLanes<S> == 0 &&
              reinterpret_cast<uintptr_t>(a.y) % kVectorBytes == 0;
   return p;
 }
@@ -62,54 +62,57 @@ int64_t gathered_elements(const CsrLinearArgs& a) {
 
 // Ahead: ask for the operands of positions further on, across rows. A short row ends in a mispredicted branch, which
 // would otherwise leave the loads of the next one waiting.
-template <class T, class I, int V, bool Ahead>
-inline void row_times_panel(const T* values, const I* col, I begin, I end, const T* panel, T bias, T* out) {
-  constexpr int L = kLanes<T>, width = V * L;
-  Vec<T> even[V] = {}, odd[V] = {};  // two chains hide the latency of the FMA
+template <class S, class I, int V, bool Ahead>
+inline void row_times_panel(const Math<S>* values, const I* col, I begin, I end, const S* panel, Math<S> bias, S* out) {
+  using T = Math<S>;
+  constexpr int width = kPanelTokens<S, V>;
+  Vec<T> even[V] = {}, odd[V] = {}, x[V];  // two chains hide the latency of the FMA
   I p = begin;
   for (; p + 1 < end; p += 2) {
     if constexpr (Ahead)
       for (I q = p + kAhead; q < p + kAhead + 2; ++q)
-        for (int v = 0; v < V; ++v) __builtin_prefetch(panel + int64_t(col[q]) * width + v * L);
-    const T *x0 = panel + int64_t(col[p]) * width, *x1 = panel + int64_t(col[p + 1]) * width;
+        for (int t = 0; t < width; t += kLanes<S>) __builtin_prefetch(panel + int64_t(col[q]) * width + t);
     const T w0 = values[p], w1 = values[p + 1];
-    for (int v = 0; v < V; ++v) even[v] += w0 * load(x0 + v * L);
-    for (int v = 0; v < V; ++v) odd[v] += w1 * load(x1 + v * L);
+    load_all<V>(panel + int64_t(col[p]) * width, x);
+    for (int v = 0; v < V; ++v) even[v] += w0 * x[v];
+    load_all<V>(panel + int64_t(col[p + 1]) * width, x);
+    for (int v = 0; v < V; ++v) odd[v] += w1 * x[v];
   }
   if (p < end) {
-    const T* x0 = panel + int64_t(col[p]) * width;
     const T w0 = values[p];
-    for (int v = 0; v < V; ++v) even[v] += w0 * load(x0 + v * L);
+    load_all<V>(panel + int64_t(col[p]) * width, x);
+    for (int v = 0; v < V; ++v) even[v] += w0 * x[v];
   }
-  for (int v = 0; v < V; ++v) store(out + v * L, (even[v] + odd[v]) + bias);
+  for (int v = 0; v < V; ++v) even[v] = (even[v] + odd[v]) + bias;
+  store_all<V>(out, even);
 }
 
-template <class T, class I, int V>
-void panel_block(const CsrLinearArgs& a, const Plan& plan, const T* values, int64_t item, T* scratch) {
-  constexpr int L = kLanes<T>, width = V * L;
+template <class S, class I, int V>
+void panel_block(const CsrLinearArgs& a, const Plan& plan, const Math<S>* values, int64_t item, S* scratch) {
+  constexpr int side = kLanes<S>, width = kPanelTokens<S, V>;
   const I *crow = static_cast<const I*>(a.w.crow), *col = static_cast<const I*>(a.w.col);
-  const T* bias = static_cast<const T*>(a.bias);
+  const Math<S>* bias = static_cast<const Math<S>*>(a.bias);
   const int64_t t0 = item / plan.row_blocks * width, tokens = min_of(width, a.tokens - t0);
-  const int64_t row_begin = block_begin<I>(a.w, item % plan.row_blocks, plan.row_blocks, L);
-  const int64_t row_end = block_begin<I>(a.w, item % plan.row_blocks + 1, plan.row_blocks, L);
-  T *panel = scratch, *tile = scratch + round_up(a.w.cols, L) * width;
+  const int64_t row_begin = block_begin<I>(a.w, item % plan.row_blocks, plan.row_blocks, side);
+  const int64_t row_end = block_begin<I>(a.w, item % plan.row_blocks + 1, plan.row_blocks, side);
+  S *panel = scratch, *tile = scratch + round_up(a.w.cols, side) * width;
 
-  pack_panel<T, V>(static_cast<const T*>(a.x) + t0 * a.w.cols, a.w.cols, tokens, a.w.cols, panel);
-  T* y = static_cast<T*>(a.y) + t0 * a.w.rows;
-  for (int64_t n = row_begin; n < row_end; n += L) {
-    const int64_t rows = min_of(L, row_end - n);
+  pack_panel<S, V>(static_cast<const S*>(a.x) + t0 * a.w.cols, a.w.cols, tokens, a.w.cols, panel);
+  S* y = static_cast<S*>(a.y) + t0 * a.w.rows;
+  for (int64_t n = row_begin; n < row_end; n += side) {
+    const int64_t rows = min_of(side, row_end - n);
     for (int64_t i = 0; i < rows; ++i) {
       const I begin = crow[n + i], end = crow[n + i + 1];
-      const T b = bias ? bias[n + i] : T(0);
+      const Math<S> b = bias ? bias[n + i] : Math<S>(0);
       if (end - begin <= kShortRow && end + kAhead < a.w.nnz)
-        row_times_panel<T, I, V, true>(values, col, begin, end, panel, b, tile + i * width);
+        row_times_panel<S, I, V, true>(values, col, begin, end, panel, b, tile + i * width);
       else
-        row_times_panel<T, I, V, false>(values, col, begin, end, panel, b, tile + i * width);
+        row_times_panel<S, I, V, false>(values, col, begin, end, panel, b, tile + i * width);
     }
     if (plan.stream)
-      unpack_tile<T, V, true>(tile, tokens, rows, y + n, a.w.rows);
+      unpack_tile<S, V, true>(tile, tokens, rows, y + n, a.w.rows);
     else
-      unpack_tile<T, V, false>(tile, tokens, rows, y + n, a.w.rows);
+      unpack_tile<S, V, false>(tile, tokens, rows, y + n, a.w.rows);
   }
   if (plan.stream) finish_streaming();
 }
@@ -130,42 +133,44 @@ bool is_lone_token(const CsrLinearArgs& a) { return a.tokens == 1 && a.w.nnz <= 
 
 // The rows of one token, summed in the order of row_times_panel: a vector of products would not give fused
 // multiply-adds.
-template <class T, class I>
-__attribute__((optimize("no-tree-vectorize"))) void lone_token(const CsrLinearArgs& a, const T* values,
+template <class S, class I>
+__attribute__((optimize("no-tree-vectorize"))) void lone_token(const CsrLinearArgs& a, const Math<S>* values,
                                                                int64_t row_begin, int64_t row_end) {
+  using T = Math<S>;
   const I *crow = static_cast<const I*>(a.w.crow), *col = static_cast<const I*>(a.w.col);
-  const T *bias = static_cast<const T*>(a.bias), *x = static_cast<const T*>(a.x);
+  const T* bias = static_cast<const T*>(a.bias);
+  const S* x = static_cast<const S*>(a.x);
   for (int64_t n = row_begin; n < row_end; ++n) {
     const I end = crow[n + 1];
     T even = 0, odd = 0;
     I p = crow[n];
     for (; p + 1 < end; p += 2) {
-      even += values[p] * x[col[p]];
-      odd += values[p + 1] * x[col[p + 1]];
+      even += values[p] * widen(x[col[p]]);
+      odd += values[p + 1] * widen(x[col[p + 1]]);
     }
-    if (p < end) even += values[p] * x[col[p]];
-    static_cast<T*>(a.y)[n] = (even + odd) + (bias ? bias[n] : T(0));
+    if (p < end) even += values[p] * widen(x[col[p]]);
+    narrow((even + odd) + (bias ? bias[n] : T(0)), static_cast<S*>(a.y) + n);
   }
 }
 
-template <class T, class I>
-void run_lone_token(const CsrLinearArgs& a, const T* values) {
+template <class S, class I>
+void run_lone_token(const CsrLinearArgs& a, const Math<S>* values) {
   const int64_t blocks = a.w.nnz + kRowCost * a.w.rows < kWorthAThread ? 1 : a.parallel.threads;
   for_each_item(a.parallel, blocks, [&](int64_t, int64_t i) {
-    lone_token<T, I>(a, values, block_begin<I>(a.w, i, blocks, 1), block_begin<I>(a.w, i + 1, blocks, 1));
+    lone_token<S, I>(a, values, block_begin<I>(a.w, i, blocks, 1), block_begin<I>(a.w, i + 1, blocks, 1));
   });
 }
 
-template <class T, class I>
+template <class S, class I>
 void run(const CsrLinearArgs& a) {
-  T* workspace = static_cast<T*>(a.workspace);
-  const T* values = ordered_values<T, I>(a, workspace);
-  if (is_lone_token(a)) return run_lone_token<T, I>(a, values);
-  const Plan plan = plan_for<T>(a);
-  T* scratch = workspace + gathered_elements<T>(a);
-  with_vectors(plan.vectors, [&](auto vectors) {
+  Math<S>* gathered = static_cast<Math<S>*>(a.workspace);
+  const Math<S>* values = ordered_values<Math<S>, I>(a, gathered);
+  if (is_lone_token(a)) return run_lone_token<S, I>(a, values);
+  const Plan plan = plan_for<S>(a);
+  S* scratch = reinterpret_cast<S*>(gathered + gathered_elements<Math<S>>(a));
+  with_vectors<S>(plan.vectors, [&](auto vectors) {
     for_each_item(a.parallel, plan.panels * plan.row_blocks, [&](int64_t worker, int64_t item) {
-      panel_block<T, I, vectors()>(a, plan, values, item, scratch + worker * plan.scratch);
+      panel_block<S, I, vectors()>(a, plan, values, item, scratch + worker * plan.scratch);
     });
   });
 }
@@ -174,15 +179,16 @@ void run(const CsrLinearArgs& a) {
 
 int64_t csr_linear_workspace(const CsrLinearArgs& a) {
   int64_t bytes = 0;
-  with_dtype(a.dtype, [&](auto tag) {
-    using T = typename decltype(tag)::type;
-    bytes = int64_t(sizeof(T)) * (gathered_elements<T>(a) + a.parallel.threads * plan_for<T>(a).scratch);
+  with_activations(a.dtype, [&](auto tag) {
+    using S = typename decltype(tag)::type;
+    bytes = int64_t(sizeof(Math<S>)) * gathered_elements<Math<S>>(a) +
+            int64_t(sizeof(S)) * a.parallel.threads * plan_for<S>(a).scratch;
   });
   return bytes;
 }
 
 Status csr_linear(const CsrLinearArgs& a) {
-  with_dtype(a.dtype, [&](auto tag) {
+  with_activations(a.dtype, [&](auto tag) {
     with_index(a.w.index, [&](auto index) { run<typename decltype(tag)::type, typename decltype(index)::type>(a); });
   });
   return kOk;

@@ -21,20 +21,20 @@ constexpr int64_t kItems = 16;             // enough to keep a machine of the si
 constexpr int64_t kReuse = 32;             // positions per feature that make packing a panel once more worth it
 constexpr int64_t kMaxPartials = 1 << 24;  // elements of partial sums
 
-template <class T>
+template <class S>
 Plan plan_for(const CsrSddmmArgs& a) {
   Plan p;
-  p.vectors = panel_vectors<T>(a.w.cols, a.tokens);
-  p.panel_tokens = p.vectors * kLanes<T>;
+  p.vectors = panel_vectors<S>(a.w.cols, a.tokens);
+  p.panel_tokens = p.vectors * kLanes<Math<S>>;
   p.panels = ceil_div(a.tokens, p.panel_tokens);
   const int64_t blocks = max_of(1, min_of(kItems, a.w.nnz / (kReuse * max_of(1, a.w.cols))));
   const int64_t affordable = max_of(1, kMaxPartials / max_of(1, a.w.nnz));
-  p.row_block = round_up(max_of(1, ceil_div(a.w.rows, blocks)), kLanes<T>);
+  p.row_block = round_up(max_of(1, ceil_div(a.w.rows, blocks)), kLanes<S>);
   p.row_blocks = ceil_div(a.w.rows, p.row_block);
   const int64_t slices = max_of(1, min_of(min_of(p.panels, affordable), ceil_div(kItems, max_of(1, p.row_blocks))));
   p.slice_panels = ceil_div(p.panels, slices);
   p.slices = p.panels > 0 ? ceil_div(p.panels, p.slice_panels) : 1;
-  p.scratch = (round_up(a.w.cols, kLanes<T>) + kLanes<T>)*p.panel_tokens;
+  p.scratch = (round_up(a.w.cols, kLanes<S>) + kLanes<S>)*p.panel_tokens;
   return p;
 }
 
@@ -65,34 +65,35 @@ struct PendingSums {
   }
 };
 
-template <class T, class I, int V>
-void slice_block(const CsrSddmmArgs& a, const Plan& plan, int64_t item, T* partials, T* scratch) {
-  constexpr int L = kLanes<T>, width = V * L;
+template <class S, class I, int V>
+void slice_block(const CsrSddmmArgs& a, const Plan& plan, int64_t item, Math<S>* partials, S* scratch) {
+  using T = Math<S>;
+  constexpr int side = kLanes<S>, width = kPanelTokens<S, V>;
   const I *crow = static_cast<const I*>(a.w.crow), *col = static_cast<const I*>(a.w.col);
   const int64_t slice = item / plan.row_blocks;
   const int64_t row_begin = item % plan.row_blocks * plan.row_block;
   const int64_t row_end = min_of(a.w.rows, row_begin + plan.row_block);
   const int64_t first = slice * plan.slice_panels, last = min_of(plan.panels, first + plan.slice_panels);
-  T *panel = scratch, *tile = scratch + round_up(a.w.cols, L) * width;
+  S *panel = scratch, *tile = scratch + round_up(a.w.cols, side) * width;
   T* sums = partials + slice * a.w.nnz;
   for (int64_t p = crow[row_begin]; p < crow[row_end]; ++p) sums[p] = 0;
 
   for (int64_t t0 = first * width; t0 < last * width; t0 += width) {
     const int64_t tokens = min_of(width, a.tokens - t0);
-    pack_panel<T, V>(static_cast<const T*>(a.b) + t0 * a.w.cols, a.w.cols, tokens, a.w.cols, panel);
+    pack_panel<S, V>(static_cast<const S*>(a.b) + t0 * a.w.cols, a.w.cols, tokens, a.w.cols, panel);
     PendingSums<T> pending;
     pending.sums = sums + crow[row_begin];
-    for (int64_t n = row_begin; n < row_end; n += L) {
-      const int64_t rows = min_of(L, row_end - n);
+    for (int64_t n = row_begin; n < row_end; n += side) {
+      const int64_t rows = min_of(side, row_end - n);
       if (crow[n] == crow[n + rows]) continue;
-      pack_panel<T, V>(static_cast<const T*>(a.a) + t0 * a.w.rows + n, a.w.rows, tokens, rows, tile);
+      pack_panel<S, V>(static_cast<const S*>(a.a) + t0 * a.w.rows + n, a.w.rows, tokens, rows, tile);
       for (int64_t i = 0; i < rows; ++i) {
-        Vec<T> g[V];
-        for (int v = 0; v < V; ++v) g[v] = load(tile + i * width + v * L);
+        Vec<T> g[V], x[V];
+        load_all<V>(tile + i * width, g);
         for (I p = crow[n + i]; p < crow[n + i + 1]; ++p) {
-          const T* x = panel + int64_t(col[p]) * width;
-          Vec<T> product = g[0] * load(x);
-          for (int v = 1; v < V; ++v) product += g[v] * load(x + v * L);
+          load_all<V>(panel + int64_t(col[p]) * width, x);
+          Vec<T> product = g[0] * x[0];
+          for (int v = 1; v < V; ++v) product += g[v] * x[v];
           pending.push(product);
         }
       }
@@ -112,15 +113,16 @@ void add_slices(const CsrSddmmArgs& a, const Plan& plan, const T* partials) {
   });
 }
 
-template <class T, class I>
+template <class S, class I>
 void run(const CsrSddmmArgs& a) {
-  const Plan plan = plan_for<T>(a);
+  using T = Math<S>;
+  const Plan plan = plan_for<S>(a);
   T* workspace = static_cast<T*>(a.workspace);
   T* partials = plan.slices > 1 ? workspace : static_cast<T*>(a.out);
-  T* scratch = workspace + partial_elements<T>(a, plan);
-  with_vectors(plan.vectors, [&](auto vectors) {
+  S* scratch = reinterpret_cast<S*>(workspace + partial_elements<T>(a, plan));
+  with_vectors<S>(plan.vectors, [&](auto vectors) {
     for_each_item(a.parallel, plan.slices * plan.row_blocks, [&](int64_t worker, int64_t item) {
-      slice_block<T, I, vectors()>(a, plan, item, partials, scratch + worker * plan.scratch);
+      slice_block<S, I, vectors()>(a, plan, item, partials, scratch + worker * plan.scratch);
     });
   });
   if (plan.slices > 1) add_slices<T>(a, plan, partials);
@@ -130,16 +132,17 @@ void run(const CsrSddmmArgs& a) {
 
 int64_t csr_sddmm_workspace(const CsrSddmmArgs& a) {
   int64_t bytes = 0;
-  with_dtype(a.dtype, [&](auto tag) {
-    using T = typename decltype(tag)::type;
-    const Plan plan = plan_for<T>(a);
-    bytes = int64_t(sizeof(T)) * (partial_elements<T>(a, plan) + a.parallel.threads * plan.scratch);
+  with_activations(a.dtype, [&](auto tag) {
+    using S = typename decltype(tag)::type;
+    const Plan plan = plan_for<S>(a);
+    bytes = int64_t(sizeof(Math<S>)) * partial_elements<Math<S>>(a, plan) +
+            int64_t(sizeof(S)) * a.parallel.threads * plan.scratch;
   });
   return bytes;
 }
 
 Status csr_sddmm(const CsrSddmmArgs& a) {
-  with_dtype(a.dtype, [&](auto tag) {
+  with_activations(a.dtype, [&](auto tag) {
     with_index(a.w.index, [&](auto index) { run<typename decltype(tag)::type, typename decltype(index)::type>(a); });
   });
   return kOk;

@@ -1,5 +1,6 @@
 // Runtime dtype and index type -> template arguments, and the loop that shares work items among threads.
 #pragma once
+#include "bf16.h"
 #include "sparsekern/parallel.h"
 #include "sparsekern/types.h"
 
@@ -18,6 +19,15 @@ inline void with_dtype(DType dtype, F&& f) {
     f(Tag<double>{});
   else
     f(Tag<float>{});
+}
+
+// The same for activations, which may also be stored as bf16.
+template <class F>
+inline void with_activations(DType dtype, F&& f) {
+  if (dtype == DType::bf16)
+    f(Tag<bf16>{});
+  else
+    with_dtype(dtype, f);
 }
 
 template <class F>

@@ -5,6 +5,8 @@
 #include <immintrin.h>
 #endif
 
+#include "bf16.h"
+
 namespace sk {
 namespace SK_ISA {
 namespace {
@@ -20,6 +22,11 @@ template <>
 struct KeyOf<double> {
   using type = int64_t;
   static constexpr int64_t kInfinity = 0x7ff0000000000000;
+};
+template <>
+struct KeyOf<bf16> {
+  using type = int16_t;
+  static constexpr int16_t kInfinity = 0x7f80;
 };
 template <class T>
 using Key = typename KeyOf<T>::type;
@@ -63,6 +70,18 @@ inline uint32_t above8(const double* x, int64_t key) {
   return bits;
 }
 
+inline uint32_t above8(const bf16* x, int16_t key) {
+#if defined(__AVX2__)
+  const __m128i bits = _mm_loadu_si128(reinterpret_cast<const __m128i*>(x));
+  const __m128i above = _mm_cmpgt_epi16(_mm_and_si128(bits, _mm_set1_epi16(kMaxKey<bf16>)), _mm_set1_epi16(key));
+  return uint32_t(_mm_movemask_epi8(_mm_packs_epi16(above, _mm_setzero_si128())));
+#else
+  uint32_t bits = 0;
+  for (int i = 0; i < 8; ++i) bits |= uint32_t(magnitude(x[i]) > key) << i;
+  return bits;
+#endif
+}
+
 // The same with a key of its own for every entry.
 template <class T>
 inline uint32_t above8(const T* x, const Key<T>* keys) {
@@ -94,11 +113,19 @@ inline void keep8(const double* x, uint32_t bits, double* y) {
 #endif
 }
 
+inline void keep8(const bf16* x, uint32_t bits, bf16* y) {
+#if defined(__AVX512VL__)
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(y), _mm_maskz_loadu_epi16(__mmask8(bits), x));
+#else
+  for (int i = 0; i < 8; ++i) y[i] = bits >> i & 1 ? x[i] : bf16{};
+#endif
+}
+
 // The same for the first `count` <= 8 entries.
 template <class T>
 inline void keep(const T* x, uint32_t bits, int64_t count, T* y) {
   if (count == 8) return keep8(x, bits, y);
-  for (int64_t i = 0; i < count; ++i) y[i] = bits >> i & 1 ? x[i] : T(0);
+  for (int64_t i = 0; i < count; ++i) y[i] = bits >> i & 1 ? x[i] : T{};
 }
 
 }  // namespace

@@ -30,42 +30,45 @@ inline int64_t whole(int64_t width) {
   return width / kLanes<T> * kLanes<T>;
 }
 
-template <class T>
-void norm_row(const T* x, const T* gain, int64_t width, T eps, T* y, T* rstd) {
+// X is what x and its gradient are stored as, Y what y and its gradient are.
+template <class X, class Y, class T = Math<X>>
+void norm_row(const X* x, const T* gain, int64_t width, T eps, Y* y, T* rstd) {
+  const int64_t end = whole<T>(width);
   T squares = sum_over<T>(width, [&](int64_t d) {
-    const Vec<T> v = load(x + d);
+    const Vec<T> v = load_wide(x + d);
     return v * v;
   });
-  for (int64_t d = whole<T>(width); d < width; ++d) squares += x[d] * x[d];
+  for (int64_t d = end; d < width; ++d) squares += widen(x[d]) * widen(x[d]);
   const T r = *rstd = 1 / std::sqrt(squares / T(width) + eps);
-  for (int64_t d = 0; d < whole<T>(width); d += kLanes<T>) store(y + d, load(x + d) * r * load(gain + d));
-  for (int64_t d = whole<T>(width); d < width; ++d) y[d] = x[d] * r * gain[d];
+  for (int64_t d = 0; d < end; d += kLanes<T>) store_narrow(y + d, load_wide(x + d) * r * load(gain + d));
+  for (int64_t d = end; d < width; ++d) narrow(widen(x[d]) * r * gain[d], y + d);
 }
 
-template <class T>
+template <class X, class Y, class T = Math<X>>
 void run(const RmsNormArgs& a) {
   for_each_range(a.parallel, a.rows, kRowsPerItem, [&](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; ++t)
-      norm_row(static_cast<const T*>(a.x) + t * a.width, static_cast<const T*>(a.gain), a.width, T(a.eps),
-               static_cast<T*>(a.y) + t * a.width, static_cast<T*>(a.rstd) + t);
+      norm_row(static_cast<const X*>(a.x) + t * a.width, static_cast<const T*>(a.gain), a.width, T(a.eps),
+               static_cast<Y*>(a.y) + t * a.width, static_cast<T*>(a.rstd) + t);
   });
 }
 
 // dgain is added to.
-template <class T>
-void backward_row(const T* grad, const T* x, const T* gain, T r, int64_t width, T* dx, T* dgain) {
+template <class X, class Y, class T = Math<X>>
+void backward_row(const Y* grad, const X* x, const T* gain, T r, int64_t width, X* dx, T* dgain) {
   const int64_t end = whole<T>(width);
-  T dot = sum_over<T>(width, [&](int64_t d) { return load(grad + d) * load(gain + d) * load(x + d); });
-  for (int64_t d = end; d < width; ++d) dot += grad[d] * gain[d] * x[d];
+  T dot = sum_over<T>(width, [&](int64_t d) { return load_wide(grad + d) * load(gain + d) * load_wide(x + d); });
+  for (int64_t d = end; d < width; ++d) dot += widen(grad[d]) * gain[d] * widen(x[d]);
   const T shift = dot * r * r / T(width);
   for (int64_t d = 0; d < end; d += kLanes<T>) {
-    const Vec<T> g = load(grad + d), v = load(x + d);
-    store(dx + d, (g * load(gain + d) - v * shift) * r);
+    const Vec<T> g = load_wide(grad + d), v = load_wide(x + d);
+    store_narrow(dx + d, (g * load(gain + d) - v * shift) * r);
     store(dgain + d, load(dgain + d) + g * v * r);
   }
   for (int64_t d = end; d < width; ++d) {
-    dx[d] = (grad[d] * gain[d] - x[d] * shift) * r;
-    dgain[d] += grad[d] * x[d] * r;
+    const T g = widen(grad[d]), v = widen(x[d]);
+    narrow((g * gain[d] - v * shift) * r, dx + d);
+    dgain[d] += g * v * r;
   }
 }
 
@@ -74,7 +77,7 @@ struct Slices {
   explicit Slices(int64_t all) : rows(max_of(kRowsPerItem, ceil_div(all, kMostSlices))) { count = ceil_div(all, rows); }
 };
 
-template <class T>
+template <class X, class Y, class T = Math<X>>
 void run_backward(const RmsNormBackwardArgs& a) {
   const Slices slices(a.rows);
   T *parts = static_cast<T*>(a.workspace), *dgain = static_cast<T*>(a.dgain);
@@ -82,19 +85,29 @@ void run_backward(const RmsNormBackwardArgs& a) {
     T* part = parts + i * a.width;
     for (int64_t d = 0; d < a.width; ++d) part[d] = 0;
     for (int64_t t = i * slices.rows; t < min_of(a.rows, (i + 1) * slices.rows); ++t)
-      backward_row(static_cast<const T*>(a.grad) + t * a.width, static_cast<const T*>(a.x) + t * a.width,
+      backward_row(static_cast<const Y*>(a.grad) + t * a.width, static_cast<const X*>(a.x) + t * a.width,
                    static_cast<const T*>(a.gain), static_cast<const T*>(a.rstd)[t], a.width,
-                   static_cast<T*>(a.dx) + t * a.width, part);
+                   static_cast<X*>(a.dx) + t * a.width, part);
   });
   for (int64_t d = 0; d < a.width; ++d) dgain[d] = 0;
   for (int64_t i = 0; i < slices.count; ++i)
     for (int64_t d = 0; d < a.width; ++d) dgain[d] += parts[i * a.width + d];
 }
 
+// Calls f(tag of x, tag of y).
+template <class F>
+void with_both(DType x, DType y, F&& f) {
+  if (x == DType::f32 && y == DType::bf16)
+    f(Tag<float>{}, Tag<bf16>{});
+  else
+    with_activations(x, [&](auto tag) { f(tag, tag); });
+}
+
 }  // namespace
 
 Status rms_norm(const RmsNormArgs& a) {
-  with_dtype(a.dtype, [&](auto tag) { run<typename decltype(tag)::type>(a); });
+  with_both(a.dtype, a.y_dtype,
+            [&](auto x, auto y) { run<typename decltype(x)::type, typename decltype(y)::type>(a); });
   return kOk;
 }
 
@@ -103,7 +116,8 @@ int64_t rms_norm_backward_workspace(const RmsNormBackwardArgs& a) {
 }
 
 Status rms_norm_backward(const RmsNormBackwardArgs& a) {
-  with_dtype(a.dtype, [&](auto tag) { run_backward<typename decltype(tag)::type>(a); });
+  with_both(a.dtype, a.y_dtype,
+            [&](auto x, auto y) { run_backward<typename decltype(x)::type, typename decltype(y)::type>(a); });
   return kOk;
 }
 

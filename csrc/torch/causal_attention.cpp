@@ -24,7 +24,7 @@ CausalAttentionArgs args_of(const char* op, const Tensor& q, const Tensor& k, co
   a.heads = q.size(2);
   a.width = q.size(3);
   SK_CHECK(a.width >= 1, op, ": q must have a width of at least 1, got shape ", shape_of(q));
-  if (sink) check_vector(op, "sink", *sink, q.scalar_type(), a.heads);
+  if (sink) check_vector(op, "sink", *sink, value_type(a.dtype), a.heads);
   a.q = q.const_data_ptr();
   a.k = k.const_data_ptr();
   a.v = v.const_data_ptr();
@@ -41,7 +41,7 @@ std::tuple<Tensor, Tensor> causal_attention(const Tensor& q_in, const Tensor& k_
                v = torch::stable::contiguous(v_in);
   CausalAttentionArgs a = args_of(op, q, k, v, sink);
   Tensor y = torch::stable::new_empty(q, {a.batch, a.tokens, a.heads, a.width});
-  Tensor lse = torch::stable::new_empty(q, {a.batch, a.heads, a.tokens});
+  Tensor lse = torch::stable::new_empty(q, {a.batch, a.heads, a.tokens}, value_type(a.dtype));
   a.y = y.mutable_data_ptr();
   a.lse = lse.mutable_data_ptr();
   Workspace workspace(q, SK_PICK(causal_attention_workspace)(a));
@@ -65,12 +65,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> causal_attention_backward(const Tenso
     SK_CHECK(shape_of(*t) == shape_of(q) && t->scalar_type() == q.scalar_type(), op, ": ", name,
              " must have the shape and dtype of q, ", shape_of(q), ", got ", shape_of(*t));
   const auto& [batch, tokens, heads] = std::tuple{a.forward.batch, a.forward.tokens, a.forward.heads};
-  SK_CHECK(lse.numel() == batch * heads * tokens && lse.scalar_type() == q.scalar_type(), op, ": lse must have shape (",
-           batch, ", ", heads, ", ", tokens, ") and the dtype of q, got ", shape_of(lse));
+  SK_CHECK(lse.numel() == batch * heads * tokens && lse.scalar_type() == value_type(a.forward.dtype), op,
+           ": lse must have shape (", batch, ", ", heads, ", ", tokens, ") and be ",
+           torch::headeronly::toString(value_type(a.forward.dtype)), ", got ", shape_of(lse));
   Tensor dq = torch::stable::new_empty(q, {batch, tokens, heads, a.forward.width});
   Tensor dk = torch::stable::new_empty(k, {batch, tokens, heads, a.forward.width});
   Tensor dv = torch::stable::new_empty(v, {batch, tokens, heads, a.forward.width});
-  Tensor dsink = torch::stable::new_empty(q, {sink ? batch : 0, heads});
+  Tensor dsink = torch::stable::new_empty(q, {sink ? batch : 0, heads}, value_type(a.forward.dtype));
   a.forward.y = const_cast<void*>(y.const_data_ptr());
   a.forward.lse = const_cast<void*>(lse.const_data_ptr());
   a.grad = grad.const_data_ptr();

@@ -51,12 +51,12 @@ inline DType dtype_of(const char* op, const char* name, const Tensor& t) {
   const ScalarType type = t.scalar_type();
   if (type == ScalarType::Float) return DType::f32;
   if (type == ScalarType::Double) return DType::f64;
-#ifdef SK_CUDA
   if (type == ScalarType::BFloat16) return DType::bf16;
+#ifdef SK_CUDA
   if (type == ScalarType::Half) return DType::f16;
   constexpr const char* expected = "float32, bfloat16, float16 or float64";
 #else
-  constexpr const char* expected = "float32 or float64 on the CPU";
+  constexpr const char* expected = "float32, bfloat16 or float64 on the CPU";
 #endif
   SK_CHECK(false, op, ": ", name, " must be ", expected, ", got scalar type ", torch::headeronly::toString(type));
   return DType::f32;  // not reached
@@ -67,10 +67,10 @@ inline ScalarType value_type(DType dtype) { return dtype == DType::f64 ? ScalarT
 
 // The dtype of a weight, values or their gradients.
 inline DType value_dtype_of(const char* op, const char* name, const Tensor& t) {
-  const DType dtype = dtype_of(op, name, t);
-  SK_CHECK(dtype == DType::f32 || dtype == DType::f64, op, ": ", name, " must be float32 or float64, got scalar type ",
-           torch::headeronly::toString(t.scalar_type()));
-  return dtype;
+  const ScalarType type = t.scalar_type();
+  SK_CHECK(type == ScalarType::Float || type == ScalarType::Double, op, ": ", name,
+           " must be float32 or float64, got scalar type ", torch::headeronly::toString(type));
+  return type == ScalarType::Double ? DType::f64 : DType::f32;
 }
 
 inline IndexType index_of(const char* op, const char* name, const Tensor& t) {

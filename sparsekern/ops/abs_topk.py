@@ -53,7 +53,7 @@ def abs_topk(x: Tensor, k: int) -> Tensor:
     passes through the kept entries, also through those that are zero (Gao et al. 2025, appendix A.1).
 
     Args:
-        x: (..., D), float32 or float64; on a GPU also bfloat16 or float16.
+        x: (..., D), float32, bfloat16 or float64; on a GPU also float16.
         k: entries kept per row, 0 <= k <= D.
 
     Returns:

@@ -8,11 +8,12 @@ from torch import Tensor
 
 from . import reference
 from ._define import define, second_gradients
+from .dtypes import autocast, value_dtype
 
 
 def _fake(q: Tensor, k: Tensor, v: Tensor, sink: Tensor | None) -> tuple[Tensor, Tensor]:
     batch, tokens, heads, _ = q.shape
-    return q.new_empty(q.shape), q.new_empty(batch, heads, tokens)
+    return q.new_empty(q.shape), q.new_empty(batch, heads, tokens, dtype=value_dtype(q.dtype))
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -28,7 +29,7 @@ def _backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor | None, ...]:
 def _backward_fake(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, sink: Tensor | None, y: Tensor, lse: Tensor
 ) -> tuple[Tensor, ...]:
-    dsink = q.new_empty(0 if sink is None else q.shape[0], q.shape[2])
+    dsink = q.new_empty(0 if sink is None else q.shape[0], q.shape[2], dtype=value_dtype(q.dtype))
     return q.new_empty(q.shape), q.new_empty(q.shape), q.new_empty(q.shape), dsink
 
 
@@ -64,8 +65,8 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, sink: Tensor | None = None
     the products; on a GPU it is torch's own.
 
     Args:
-        q, k, v: (B, T, H, D): tokens before heads, as a linear layer leaves them; float32 or float64, on a GPU also
-            bfloat16 or float16.
+        q, k, v: (B, T, H, D): tokens before heads, as a linear layer leaves them; float32, bfloat16 or float64, on a
+            GPU also float16. Autocast casts them.
         sink: (H), a score per head that takes part in the softmax with a value of zero (Gao et al. 2025, appendix A.1).
 
     Returns:
@@ -74,7 +75,9 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, sink: Tensor | None = None
     Raises:
         RuntimeError: a shape or dtype does not fit; the message names the argument.
     """
-    return causal_attention_raw(q, k, v, sink)[0] if q.device.type == "cpu" else by_torch(q, k, v, sink)
+    if q.device.type != "cpu":
+        return by_torch(q, k, v, sink)
+    return causal_attention_raw(autocast(q), autocast(k), autocast(v), sink)[0]
 
 
 def by_torch(q: Tensor, k: Tensor, v: Tensor, sink: Tensor | None) -> Tensor:

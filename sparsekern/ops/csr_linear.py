@@ -2,19 +2,14 @@
 
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
 from ._define import define
+from .dtypes import autocast, value_dtype
 from .reference import as_matrix
 
 if TYPE_CHECKING:
     from ..formats import CSR
-
-
-def value_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype of values, biases and their gradients beside activations of ``dtype``."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 _PATTERN = "Tensor crow, Tensor col, Tensor ccol, Tensor row, Tensor perm"
@@ -117,18 +112,11 @@ _linear_backward_raw = define(
 )
 
 
-def autocast(x: Tensor) -> Tensor:
-    """``x`` in the dtype that autocast asks for on its device; values stay as they are."""
-    if x.is_cuda and x.dtype == torch.float32 and torch.is_autocast_enabled("cuda"):
-        return x.to(torch.get_autocast_dtype("cuda"))
-    return x
-
-
 def csr_linear(x: Tensor, w: "CSR", bias: Tensor | None = None) -> Tensor:
     """``y = x @ w.T + bias`` for a sparse ``w``.
 
     Args:
-        x: (..., K), float32 or float64, on a GPU also bfloat16 or float16; any strides. Autocast casts it.
+        x: (..., K), float32, bfloat16 or float64, on a GPU also float16; any strides. Autocast casts it.
         w: sparse (N, K), values float32 (float64 where x is).
         bias: (N) or None.
 

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from ._define import define
-from .csr_linear import autocast, csr_linear_raw, csr_sddmm_raw
+from .csr_linear import csr_linear_raw, csr_sddmm_raw
 from .csr_pattern import csr_transpose
+from .dtypes import autocast
 from .reference import as_matrix
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ def csr_linear_active(x: Tensor, active: Tensor, pattern: "ActivePattern", bias:
     ``csr_sddmm`` over the support and the candidates beside it, ``dY.T @ X`` at those positions.
 
     Args:
-        x: (..., K), float32 or float64; on a GPU also bfloat16 or float16.
+        x: (..., K), float32, bfloat16 or float64; on a GPU also float16.
         active: (active), float32 (float64 where x is); what it holds outside of the support does not enter the output.
         pattern: the active positions, and which of them are the support.
         bias: (N) or None.

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from ._define import define
-from .csr_linear import autocast, csr_linear_raw
+from .csr_linear import csr_linear_raw
 from .csr_pattern import csr_gather
+from .dtypes import autocast
 from .reference import as_matrix
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ def csr_linear_dense_grad(x: Tensor, master: Tensor, pattern: "Pattern", bias: T
     ``dY.T @ X``, also off the pattern, which is what the published rule selects from (Gao et al. 2025, section 2.1).
 
     Args:
-        x: (..., K), float32 or float64; on a GPU also bfloat16 or float16.
+        x: (..., K), float32, bfloat16 or float64; on a GPU also float16.
         master: dense (N, K), float32 (float64 where x is); entries off the pattern do not enter the output.
         pattern: the positions that do.
         bias: (N) or None.

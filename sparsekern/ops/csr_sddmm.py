@@ -14,7 +14,7 @@ def csr_sddmm(a: Tensor, b: Tensor, w: "CSR") -> Tensor:
     """``v[p] = sum_t a[t, row p] * b[t, col p]`` over the nonzeros p of ``w``: ``(a.T @ b)`` sampled at its pattern.
 
     Args:
-        a: (T, N), or any leading dimensions, float32 or float64; on a GPU also bfloat16 or float16.
+        a: (T, N), or any leading dimensions, float32, bfloat16 or float64; on a GPU also float16.
         b: (T, K), the same leading dimensions and dtype.
         w: sparse (N, K); only its pattern is read.
 

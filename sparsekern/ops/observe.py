@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ._define import define
 from .csr_embedding import csr_embedding_backward_raw
-from .csr_linear import value_dtype
+from .dtypes import value_dtype
 from .reference import as_matrix
 
 

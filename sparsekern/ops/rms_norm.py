@@ -7,10 +7,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ._define import define, second_gradients
+from .dtypes import autocast_dtype, value_dtype
 
 
-def _fake(x: Tensor, gain: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    return x.new_empty(x.shape), x.new_empty(x.shape[:-1].numel())
+def _fake(x: Tensor, gain: Tensor, eps: float, narrow: bool) -> tuple[Tensor, Tensor]:
+    y = x.new_empty(x.shape, dtype=torch.bfloat16 if narrow else x.dtype)
+    return y, x.new_empty(x.shape[:-1].numel(), dtype=value_dtype(x.dtype))
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -19,11 +21,11 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> 
 
 
 def _backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor | None, ...]:
-    return *_backward_raw(grad, *ctx.saved_tensors, ctx.eps), None
+    return *_backward_raw(grad, *ctx.saved_tensors, ctx.eps), None, None
 
 
 def _backward_fake(grad: Tensor, x: Tensor, gain: Tensor, rstd: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    return x.new_empty(x.shape), x.new_empty(gain.shape)
+    return x.new_empty(x.shape), gain.new_empty(gain.shape)
 
 
 def _backward_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -32,12 +34,16 @@ def _backward_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...
 
 
 def _backward_backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
-    second = second_gradients(lambda x, gain: by_torch(x, gain, ctx.eps), ctx.saved_tensors, cotangents)
-    return *second, None, None
+    saved = ctx.saved_tensors
+
+    def formula(x: Tensor, gain: Tensor) -> Tensor:
+        return by_torch(x.to(gain.dtype), gain, ctx.eps).to(saved[0].dtype)
+
+    return *second_gradients(formula, saved, cotangents), None, None
 
 
 _forward_raw = define(
-    "rms_norm(Tensor x, Tensor gain, float eps) -> (Tensor y, Tensor rstd)",
+    "rms_norm(Tensor x, Tensor gain, float eps, bool narrow) -> (Tensor y, Tensor rstd)",
     fake=_fake,
     setup_context=_setup,
     backward=_backward,
@@ -59,15 +65,17 @@ def rms_norm(x: Tensor, gain: Tensor, eps: float | None = None) -> Tensor:
     where torch takes several; on a GPU it is torch's own).
 
     Args:
-        x: (..., D), float32 or float64; on a GPU also bfloat16 or float16.
-        gain: (D).
+        x: (..., D), float32, bfloat16 or float64; on a GPU also float16.
+        gain: (D); float32 beside bfloat16 on the CPU.
         eps: the dtype's epsilon by default, as in ``nn.RMSNorm``.
 
     Returns:
-        A tensor like ``x``, with gradients to ``x`` and ``gain``.
+        A tensor like ``x``, with gradients to ``x`` and ``gain``. On the CPU in the dtype that autocast asks for.
 
     Raises:
         RuntimeError: a shape or dtype does not fit; the message names the argument.
     """
     eps = torch.finfo(x.dtype).eps if eps is None else eps
-    return _forward_raw(x, gain, eps)[0] if x.device.type == "cpu" else by_torch(x, gain, eps)
+    if x.device.type != "cpu":
+        return by_torch(x, gain, eps)
+    return _forward_raw(x, gain, eps, autocast_dtype(x) == torch.bfloat16 != x.dtype)[0]

@@ -2,8 +2,9 @@
 //   score[i, j] = scale * sum_d q[i, d] k[j, d],  p[i, j] = exp(score[i, j] - lse[i]) for j <= i,  y[i] = sum_j p[i, j]
 //   v[j], lse[i] = log(exp(sink) + sum over j <= i of exp(score[i, j])), without the first term where there is no sink.
 //
-// q, k, v, y (batch, tokens, heads, width), contiguous; sink (heads, or null); lse (batch, heads, tokens). A result
-// depends neither on the other heads nor on the number of threads.
+// q, k, v, y (batch, tokens, heads, width), contiguous; sink (heads, or null); lse (batch, heads, tokens), both and
+// dsink like values beside activations (types.h). A result depends neither on the other heads nor on the number of
+// threads.
 #pragma once
 #include "sparsekern/isa.h"
 #include "sparsekern/parallel.h"
@@ -17,7 +18,7 @@ struct CausalAttentionArgs {
   void *y, *lse;
   int64_t batch, tokens, heads, width;
   double scale;
-  DType dtype;      // f32 or f64, of everything
+  DType dtype;
   void* workspace;  // causal_attention_workspace bytes, 64-byte aligned
   Parallel parallel;
 };

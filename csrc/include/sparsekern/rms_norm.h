@@ -1,7 +1,7 @@
 // y[t, d] = x[t, d] * rstd[t] * gain[d], rstd[t] = 1 / sqrt(eps + mean over d of x[t, d]^2).
 //
-// x, y (rows, width), contiguous; gain (width); rstd (rows). The backward pass writes the gradients dx (rows, width)
-// and dgain (width); results do not depend on the number of threads.
+// x, y (rows, width), contiguous; gain (width) and rstd (rows), like values beside activations (types.h). The backward
+// pass writes the gradients dx (rows, width) and dgain (width); results do not depend on the number of threads.
 #pragma once
 #include "sparsekern/isa.h"
 #include "sparsekern/parallel.h"
@@ -14,7 +14,7 @@ struct RmsNormArgs {
   void *y, *rstd;
   int64_t rows, width;
   double eps;
-  DType dtype;  // f32 or f64, of everything
+  DType dtype, y_dtype;  // of x, of y: the same, or f32 and bf16
   Parallel parallel;
 };
 
@@ -22,8 +22,8 @@ struct RmsNormBackwardArgs {
   const void *grad, *x, *gain, *rstd;
   void *dx, *dgain;
   int64_t rows, width;
-  DType dtype;
-  void* workspace;  // rms_norm_backward_workspace bytes, 64-byte aligned
+  DType dtype, y_dtype;  // of x and dx, of grad
+  void* workspace;       // rms_norm_backward_workspace bytes, 64-byte aligned
   Parallel parallel;
 };
 

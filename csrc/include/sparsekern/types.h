@@ -4,8 +4,8 @@
 
 namespace sk {
 
-// Of activations. The CPU kernels take f32 and f64. Values, biases and their gradients are f64 where the activations
-// are, and f32 otherwise.
+// Of activations. The CPU kernels take f32, f64 and bf16. Values, biases and their gradients are f64 where the
+// activations are, and f32 otherwise.
 enum class DType : int32_t { f32, f64, bf16, f16 };
 enum class IndexType : int32_t { i32, i64 };  // of a pattern's arrays
 
