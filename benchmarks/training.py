@@ -87,6 +87,7 @@ PARITY = [
     "SET 0.1 every 25",  # the best of `tune rivals`
     "RigL 0.1 every 25",
     "exact, published anneal",
+    "sparse, bf16",
 ]
 METHODS_OF = {"parity": PARITY, "norm": NORM, "variants": VARIANTS, "cheap": CHEAP, "shapes": SHAPES}
 WHOLE_RUNS = ("tune", "tune rivals", "anneal", "shapes", "cheap", "variants", "norm", "parity", "cost")
@@ -186,6 +187,7 @@ def study_runs(study: str, settings: list[str], seeds: list[int], only: list[str
 SIZES = tuple(steps.Size(width, 8 / width) for width in (512, 1024, 2048))  # eight nonzeros per row
 ROUNDS = 3
 CONTENDERS = ["sparse", "exact", "masked dense f32"]
+SPARSE_BF16 = "sparse bf16"
 BF16 = "masked dense bf16"  # minutes per step at the largest size on a CPU that computes it in software
 ALONG = [1.0, 0.5, 0.25, 0.1, 0.04, 0.01, 1 / 256]  # densities of exact mode at the largest size
 PRICED = "512 wide, 0.5 %"
@@ -214,7 +216,7 @@ def study_speed() -> None:
     keep_freed_memory()
     for size in SIZES:
         if ("speed", size.d_model, "sparse") not in measured():
-            names = [*CONTENDERS, BF16] if size != SIZES[-1] else CONTENDERS
+            names = [SPARSE_BF16, *CONTENDERS, *([BF16] if size != SIZES[-1] else [])]
             for name, numbers in steps.compare(size, names, ROUNDS).items():
                 append(STEPS, STEP_FIELDS, row_of("speed", size, name, numbers))
             append(STEPS, STEP_FIELDS, row_of("speed", size, "refresh", {"total": steps.refresh_seconds(size)}))

@@ -235,7 +235,8 @@ def raw_observe(draw: Draw) -> Iterable[RawCall]:
 
 def raw_sddmm(draw: Draw) -> Iterable[RawCall]:
     w = draw.csr(5, 7, 9)
-    yield raw.csr_sddmm.default, (*grads(draw.normal(3, 5), draw.normal(3, 7)), *w.pattern.tensors)
+    for op in (raw.csr_sddmm.default, raw.csr_sddmm_sums.default):
+        yield op, (*grads(draw.normal(3, 5), draw.normal(3, 7)), *w.pattern.tensors)
 
 
 def raw_embedding(draw: Draw) -> Iterable[RawCall]:

@@ -38,9 +38,12 @@ Plan plan_for(const CsrSddmmArgs& a) {
   return p;
 }
 
+// Of one slice: the positions, then the rows where their sums are wanted.
+int64_t slice_elements(const CsrSddmmArgs& a) { return a.w.nnz + (a.sums ? a.w.rows : 0); }
+
 template <class T>
 int64_t partial_elements(const CsrSddmmArgs& a, const Plan& p) {
-  return p.slices > 1 ? round_up(p.slices * a.w.nnz, 64 / int64_t(sizeof(T))) : 0;
+  return p.slices > 1 ? round_up(p.slices * slice_elements(a), 64 / int64_t(sizeof(T))) : 0;
 }
 
 // Products of consecutive positions, whose lane sums are added to sums[] one full vector at a time.
@@ -49,6 +52,8 @@ struct PendingSums {
   Vec<T> products[kLanes<T>];
   int count = 0;
   T* sums;
+
+  explicit PendingSums(T* sums) : sums(sums) {}
 
   inline void push(Vec<T> product) {
     products[count++] = product;
@@ -75,21 +80,27 @@ void slice_block(const CsrSddmmArgs& a, const Plan& plan, int64_t item, Math<S>*
   const int64_t row_end = min_of(a.w.rows, row_begin + plan.row_block);
   const int64_t first = slice * plan.slice_panels, last = min_of(plan.panels, first + plan.slice_panels);
   S *panel = scratch, *tile = scratch + round_up(a.w.cols, side) * width;
-  T* sums = partials + slice * a.w.nnz;
+  T* sums = plan.slices > 1 ? partials + slice * slice_elements(a) : static_cast<T*>(a.out);
+  T* row_sums = plan.slices > 1 ? sums + a.w.nnz : static_cast<T*>(a.sums);
   for (int64_t p = crow[row_begin]; p < crow[row_end]; ++p) sums[p] = 0;
+  for (int64_t n = row_begin; a.sums && n < row_end; ++n) row_sums[n] = 0;
 
   for (int64_t t0 = first * width; t0 < last * width; t0 += width) {
     const int64_t tokens = min_of(width, a.tokens - t0);
     pack_panel<S, V>(static_cast<const S*>(a.b) + t0 * a.w.cols, a.w.cols, tokens, a.w.cols, panel);
-    PendingSums<T> pending;
-    pending.sums = sums + crow[row_begin];
+    PendingSums<T> pending(sums + crow[row_begin]), pending_rows(a.sums ? row_sums + row_begin : nullptr);
     for (int64_t n = row_begin; n < row_end; n += side) {
       const int64_t rows = min_of(side, row_end - n);
-      if (crow[n] == crow[n + rows]) continue;
+      if (crow[n] == crow[n + rows] && !a.sums) continue;
       pack_panel<S, V>(static_cast<const S*>(a.a) + t0 * a.w.rows + n, a.w.rows, tokens, rows, tile);
       for (int64_t i = 0; i < rows; ++i) {
         Vec<T> g[V], x[V];
         load_all<V>(tile + i * width, g);
+        if (a.sums) {
+          Vec<T> sum = g[0];
+          for (int v = 1; v < V; ++v) sum += g[v];
+          pending_rows.push(sum);
+        }
         for (I p = crow[n + i]; p < crow[n + i + 1]; ++p) {
           load_all<V>(panel + int64_t(col[p]) * width, x);
           Vec<T> product = g[0] * x[0];
@@ -99,17 +110,18 @@ void slice_block(const CsrSddmmArgs& a, const Plan& plan, int64_t item, Math<S>*
       }
     }
     pending.flush();
+    pending_rows.flush();
   }
 }
 
+// out[i] = the sum over the slices of their element i.
 template <class T>
-void add_slices(const CsrSddmmArgs& a, const Plan& plan, const T* partials) {
-  T* out = static_cast<T*>(a.out);
-  const int64_t nnz = a.w.nnz, slices = plan.slices;
-  for_each_range(a.parallel, nnz, 1 << 14, [=](int64_t begin, int64_t end) {
-    for (int64_t p = begin; p < end; ++p) out[p] = partials[p];
+void add_slices(const CsrSddmmArgs& a, const Plan& plan, const T* partials, int64_t n, T* out) {
+  const int64_t stride = slice_elements(a), slices = plan.slices;
+  for_each_range(a.parallel, n, 1 << 14, [=](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) out[i] = partials[i];
     for (int64_t s = 1; s < slices; ++s)
-      for (int64_t p = begin; p < end; ++p) out[p] += partials[s * nnz + p];
+      for (int64_t i = begin; i < end; ++i) out[i] += partials[s * stride + i];
   });
 }
 
@@ -118,14 +130,15 @@ void run(const CsrSddmmArgs& a) {
   using T = Math<S>;
   const Plan plan = plan_for<S>(a);
   T* workspace = static_cast<T*>(a.workspace);
-  T* partials = plan.slices > 1 ? workspace : static_cast<T*>(a.out);
   S* scratch = reinterpret_cast<S*>(workspace + partial_elements<T>(a, plan));
   with_vectors<S>(plan.vectors, [&](auto vectors) {
     for_each_item(a.parallel, plan.slices * plan.row_blocks, [&](int64_t worker, int64_t item) {
-      slice_block<S, I, vectors()>(a, plan, item, partials, scratch + worker * plan.scratch);
+      slice_block<S, I, vectors()>(a, plan, item, workspace, scratch + worker * plan.scratch);
     });
   });
-  if (plan.slices > 1) add_slices<T>(a, plan, partials);
+  if (plan.slices == 1) return;
+  add_slices<T>(a, plan, workspace, a.w.nnz, static_cast<T*>(a.out));
+  if (a.sums) add_slices<T>(a, plan, workspace + a.w.nnz, a.w.rows, static_cast<T*>(a.sums));
 }
 
 }  // namespace

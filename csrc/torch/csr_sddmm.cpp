@@ -1,6 +1,8 @@
 // Binding of csr_sddmm: checks, allocation, registration.
 #include "sparsekern/csr_sddmm.h"
 
+#include <tuple>
+
 #include "common.h"
 
 namespace sk {
@@ -13,10 +15,9 @@ bool same_leading(const Tensor& a, const Tensor& b) {
   return true;
 }
 
-// The whole pattern comes along for the gradient; row and perm are not needed here and may be empty.
-Tensor csr_sddmm(const Tensor& a_in, const Tensor& b_in, const Tensor& crow, const Tensor& col, const Tensor& ccol,
-                 const Tensor& /*row*/, const Tensor& /*perm*/) {
-  constexpr const char* op = "csr_sddmm";
+// The values, and where `sums` is not null the sums over the tokens of a.
+Tensor sampled(const char* op, const Tensor& a_in, const Tensor& b_in, const Tensor& crow, const Tensor& col,
+               const Tensor& ccol, Tensor* sums) {
   SK_CHECK(a_in.dim() >= 1 && b_in.dim() >= 1, op, ": a and b must have at least one dimension");
   const Tensor a = torch::stable::contiguous(a_in), b = torch::stable::contiguous(b_in);
   check_device(op,
@@ -39,6 +40,10 @@ Tensor csr_sddmm(const Tensor& a_in, const Tensor& b_in, const Tensor& crow, con
   args.a = a.const_data_ptr();
   args.b = b.const_data_ptr();
   args.out = out.mutable_data_ptr();
+  if (sums) {
+    *sums = torch::stable::new_empty(a, {args.w.rows}, value_type(args.dtype));
+    args.sums = sums->mutable_data_ptr();
+  }
   args.parallel = device.parallel();
   Workspace workspace(a, SK_PICK(csr_sddmm_workspace)(args));
   args.workspace = workspace.data();
@@ -46,7 +51,28 @@ Tensor csr_sddmm(const Tensor& a_in, const Tensor& b_in, const Tensor& crow, con
   return out;
 }
 
+// The whole pattern comes along for the gradient; row and perm are not needed here and may be empty.
+Tensor csr_sddmm(const Tensor& a, const Tensor& b, const Tensor& crow, const Tensor& col, const Tensor& ccol,
+                 const Tensor& /*row*/, const Tensor& /*perm*/) {
+  return sampled("csr_sddmm", a, b, crow, col, ccol, nullptr);
+}
+
+#ifndef SK_CUDA
+// On a GPU two ops do this.
+std::tuple<Tensor, Tensor> csr_sddmm_sums(const Tensor& a, const Tensor& b, const Tensor& crow, const Tensor& col,
+                                          const Tensor& ccol, const Tensor& /*row*/, const Tensor& /*perm*/) {
+  Tensor sums;
+  Tensor out = sampled("csr_sddmm_sums", a, b, crow, col, ccol, &sums);
+  return {out, sums};
+}
+#endif
+
 }  // namespace
 }  // namespace sk
 
-SK_LIBRARY_IMPL(m) { m.impl("csr_sddmm", TORCH_BOX(&sk::csr_sddmm)); }
+SK_LIBRARY_IMPL(m) {
+  m.impl("csr_sddmm", TORCH_BOX(&sk::csr_sddmm));
+#ifndef SK_CUDA
+  m.impl("csr_sddmm_sums", TORCH_BOX(&sk::csr_sddmm_sums));
+#endif
+}

@@ -84,16 +84,17 @@ def weights_of(model: nn.Module) -> list[SparseWeight]:
 
 
 def contenders(size: Size, names: Iterable[str]) -> dict[str, Step]:
-    """ "sparse", "exact", "masked dense f32" and "masked dense bf16", which share the dense weights; or "dense"."""
+    """ "sparse", "sparse bf16", "exact", "masked dense f32" and "masked dense bf16", which share the dense weights; or
+    "dense"."""
     made: dict[str, Step] = {}
     for name in names:
-        if name == "sparse":
-            made[name] = SparseStep(make_model(size, sparse=True), torch.float32, "sparse")
+        dtype = torch.bfloat16 if name.endswith("bf16") else torch.float32
+        if name.startswith("sparse"):
+            made[name] = SparseStep(make_model(size, sparse=True), dtype, "sparse")
         elif name == "exact":
             made[name] = SparseStep(make_model(size, sparse=False), torch.float32)
         else:
             model = make_model(size, sparse=True)
-            dtype = torch.bfloat16 if name.endswith("bf16") else torch.float32
             made[name] = step = MaskedDenseStep(model, masked_dense_copy(model), lr=1e-4, dtype=dtype)
             if name == "dense":
                 step.projected.clear()
@@ -150,7 +151,7 @@ def release(step: Step) -> None:
 
 
 def compare(size: Size, names: list[str], rounds: int) -> dict[str, dict[str, float]]:
-    """Seconds of every part of the contenders, in turns; the slow bfloat16 one only once."""
+    """Seconds of every part of the contenders, in turns; the slow dense bfloat16 one only once."""
     steps, (ids, targets) = contenders(size, names), batch(size)
     check_equal(steps, ids, targets)
     times: dict[str, list[StepTime]] = {name: [] for name in names}
@@ -159,7 +160,7 @@ def compare(size: Size, names: list[str], rounds: int) -> dict[str, dict[str, fl
         release(step)
     for done in range(rounds):
         for name, step in steps.items():
-            if done == 0 or not name.endswith("bf16"):
+            if done == 0 or name != "masked dense bf16":
                 times[name].append(timed(step, ids, targets))
                 release(step)
     return {name: {**asdict(m := median(t)), "total": m.total} for name, t in times.items()}

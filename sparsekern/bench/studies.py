@@ -87,6 +87,7 @@ METHODS: Mapping[str, Method] = {
         f"sparse, never dense, rate {rate}": Method({"mode": "sparse", "switch": "never-dense", "lr": rate})
         for rate in (0.03, 0.12)
     },
+    "sparse, bf16": _sparse(dtype="bf16"),
     "sparse, 2 candidates": _sparse(candidates=2.0),
     "sparse, 4 candidates": _sparse(candidates=4.0),
     "sparse, refresh 20": _sparse(refresh_every=20),

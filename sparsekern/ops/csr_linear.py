@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from ..formats import CSR
 
 
-_PATTERN = "Tensor crow, Tensor col, Tensor ccol, Tensor row, Tensor perm"
+PATTERN = "Tensor crow, Tensor col, Tensor ccol, Tensor row, Tensor perm"
 
 
 def _linear_fake(
@@ -52,14 +52,14 @@ def _linear_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 
 csr_linear_raw = define(
-    f"csr_linear(Tensor x, Tensor values, {_PATTERN}, Tensor? bias, bool transposed) -> Tensor",
+    f"csr_linear(Tensor x, Tensor values, {PATTERN}, Tensor? bias, bool transposed) -> Tensor",
     fake=_linear_fake,
     setup_context=_linear_setup,
     backward=_linear_backward,
 )
 
 
-def _sddmm_fake(a: Tensor, b: Tensor, crow: Tensor, col: Tensor, ccol: Tensor, row: Tensor, perm: Tensor) -> Tensor:
+def sddmm_fake(a: Tensor, b: Tensor, crow: Tensor, col: Tensor, ccol: Tensor, row: Tensor, perm: Tensor) -> Tensor:
     return a.new_empty(col.shape[0], dtype=value_dtype(a.dtype))
 
 
@@ -67,7 +67,7 @@ def _sddmm_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(*inputs)
 
 
-def _sddmm_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+def sddmm_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     a, b, *pattern = ctx.saved_tensors
     grad = grad.contiguous()
     da = csr_linear_raw(b, grad, *pattern, None, False) if ctx.needs_input_grad[0] else None
@@ -76,10 +76,10 @@ def _sddmm_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 
 csr_sddmm_raw = define(
-    f"csr_sddmm(Tensor a, Tensor b, {_PATTERN}) -> Tensor",
-    fake=_sddmm_fake,
+    f"csr_sddmm(Tensor a, Tensor b, {PATTERN}) -> Tensor",
+    fake=sddmm_fake,
     setup_context=_sddmm_setup,
-    backward=_sddmm_backward,
+    backward=sddmm_backward,
 )
 
 
@@ -104,7 +104,7 @@ def _both_backward(ctx: Any, ddx: Tensor, ddvalues: Tensor) -> tuple[Tensor | No
 
 
 _linear_backward_raw = define(
-    f"csr_linear_backward(Tensor grad, Tensor x, Tensor values, {_PATTERN}) -> (Tensor dx, Tensor dvalues)",
+    f"csr_linear_backward(Tensor grad, Tensor x, Tensor values, {PATTERN}) -> (Tensor dx, Tensor dvalues)",
     fake=_both_fake,
     setup_context=_both_setup,
     backward=_both_backward,

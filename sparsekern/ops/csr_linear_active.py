@@ -8,6 +8,7 @@ from torch import Tensor
 from ._define import define
 from .csr_linear import csr_linear_raw, csr_sddmm_raw
 from .csr_pattern import csr_transpose
+from .csr_sddmm import csr_sddmm_sums_raw
 from .dtypes import autocast
 from .reference import as_matrix
 
@@ -37,6 +38,7 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     x, active, slots, *support, active_crow, active_col = ctx.saved_tensors
     dx = dactive = dbias = None
+    needs_dbias = ctx.has_bias and ctx.needs_input_grad[10]
     if ctx.needs_input_grad[0]:
         dx = csr_linear_raw(grad, active.index_select(0, slots), *support, None, True)
     if ctx.needs_input_grad[1]:
@@ -45,8 +47,12 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         transposed: Any = (support[2], empty, empty)
         if torch.is_grad_enabled():
             transposed = csr_transpose(active_crow, active_col, x.shape[-1])
-        dactive = csr_sddmm_raw(grad, x, active_crow, active_col, *transposed)
-    if ctx.has_bias and ctx.needs_input_grad[10]:
+        active_pattern = (active_crow, active_col, *transposed)
+        if needs_dbias:
+            dactive, dbias = csr_sddmm_sums_raw(grad, x, *active_pattern)
+        else:
+            dactive = csr_sddmm_raw(grad, x, *active_pattern)
+    elif needs_dbias:
         dbias = as_matrix(grad).sum(0, dtype=active.dtype)
     return dx, dactive, *[None] * 8, dbias
 

@@ -1,13 +1,42 @@
 """``csr_sddmm``: the entries of a dense product at the positions of a pattern."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from .csr_linear import csr_sddmm_raw  # csr_linear and csr_sddmm are each other's gradients
+from ._define import define
+from .csr_linear import PATTERN, csr_sddmm_raw, sddmm_backward, sddmm_fake  # csr_linear is its gradient
+from .dtypes import value_dtype
+from .reference import as_matrix
 
 if TYPE_CHECKING:
     from ..formats import CSR
+
+
+def _sums_fake(a: Tensor, *rest: Tensor) -> tuple[Tensor, Tensor]:
+    return sddmm_fake(a, *rest), a.new_empty(a.shape[-1], dtype=value_dtype(a.dtype))
+
+
+def _sums_composite(a: Tensor, b: Tensor, *pattern: Tensor) -> tuple[Tensor, Tensor]:
+    return csr_sddmm_raw(a, b, *pattern), as_matrix(a).sum(0, dtype=value_dtype(a.dtype))
+
+
+def _sums_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _sums_backward(ctx: Any, grad: Tensor, sums_grad: Tensor) -> tuple[Tensor | None, ...]:
+    da, *rest = sddmm_backward(ctx, grad)
+    return None if da is None else da + sums_grad.to(da.dtype), *rest
+
+
+csr_sddmm_sums_raw = define(
+    f"csr_sddmm_sums(Tensor a, Tensor b, {PATTERN}) -> (Tensor values, Tensor sums)",
+    fake=_sums_fake,
+    setup_context=_sums_setup,
+    backward=_sums_backward,
+    composite=_sums_composite,  # the CPU has one kernel for both
+)
 
 
 def csr_sddmm(a: Tensor, b: Tensor, w: "CSR") -> Tensor:

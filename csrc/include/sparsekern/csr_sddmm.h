@@ -1,4 +1,5 @@
-// v[p] = sum over tokens t of a[t, row p] * b[t, col p], for every position p of the pattern.
+// v[p] = sum over tokens t of a[t, row p] * b[t, col p], for every position p of the pattern; on the CPU also, where
+// asked for, sums[n] = sum over tokens t of a[t, n].
 //
 // a (tokens, rows), b (tokens, cols), row-major and contiguous, of one dtype; out (nnz). tokens = 0 gives zeros. The
 // sum is cut into slices by shape, so the result does not depend on the number of threads.
@@ -14,6 +15,7 @@ struct CsrSddmmArgs {
   const void* a;
   const void* b;
   void* out;
+  void* sums;  // (rows), like out, or null
   int64_t tokens;
   DType dtype;
   void* workspace;  // csr_sddmm_workspace bytes, 64-byte aligned
