@@ -96,11 +96,18 @@ def cpu() -> list[Case]:
     def linear(op: str, tokens: int, shape: tuple[int, int], densities: tuple[float, ...]) -> list[Case]:
         return [Case(op, "f32", tokens, *shape, d) for d in densities]
 
-    cases = [case for op in LINEAR for case in linear(op, 2048, SHAPE, (*CPU_DENSITIES, *CPU_CURVE))]
+    square, dtypes = (4096, 4096), ("f32", "bf16")
+    cases = [
+        *(Case("csr_linear", dtype, 2048, *square, d) for dtype, d in product(dtypes, CPU_DENSITIES)),
+        *(Case("SparseLinear", dtype, 2048, *square, 0.001) for dtype in dtypes),
+        *(Case("csr_sddmm", dtype, 2048, *square, d) for dtype, d in product(dtypes, (0.001, 0.01))),
+        *(Case("abs_topk", dtype, 2048, 4096, 4096, 0.25) for dtype in dtypes),
+        *(Case("topk_project_", "f32", 0, *square, d) for d in (0.001, 0.1)),
+        *(Case(op, dtype, 2048, *ATTENTION, 1.0) for op, dtype in product(ATTENTIONS, dtypes)),
+    ]
+    cases += [case for op in LINEAR for case in linear(op, 2048, SHAPE, (*CPU_DENSITIES, *CPU_CURVE))]
     cases += [
         *(Case("abs_topk", "f32", 2048, w, w, 0.25) for w in (2048, 8192)),
-        *(Case(op, "f32", 2048, *ATTENTION, 1.0) for op in ATTENTIONS),
-        *(Case("topk_project_", "f32", 0, 4096, 4096, d) for d in (0.004, 0.1)),
         *(Case(op, "f32", 0, 1024, 8, 1 / 128) for op in ("adamw_project_", "adamw_select_")),
         *(Case("CSR.from_dense", "f32", 0, *SHAPE, d) for d in CPU_DENSITIES),
     ]
