@@ -1,7 +1,10 @@
 // csr_linear on token panels: x is transposed panel by panel into the private L2, then every row of W streams over the
 // panel with one broadcast and a few FMAs per nonzero. The output row lives in registers until its tile is transposed
-// back. A single token, which would leave most of a panel empty, is read where it lies.
+// back. A single token, which would leave most of a panel empty, is read where it lies. The backward pass reads the
+// gradient once for dx and dvalues.
 #include "sparsekern/csr_linear.h"
+
+#include "sparsekern/csr_sddmm.h"
 
 #include "dispatch.h"
 #include "panel.h"
@@ -13,8 +16,8 @@ namespace {
 constexpr int kShortRow = 32, kAhead = 12;  // positions
 constexpr int64_t kLoneRow = 64;            // positions
 constexpr int64_t kWorthAThread = 1 << 15;  // positions
+constexpr int64_t kRange = 1 << 15;         // positions that a worker gathers or scatters at a time
 constexpr int64_t kRowCost = 8;             // what a row costs besides its positions, in positions
-constexpr int64_t kStreamBytes = 16 << 20;  // an output of this size leaves the caches before it is read
 
 // Work is cut into panels of tokens and, when there are fewer of them than threads, into blocks of rows.
 struct Plan {
@@ -32,8 +35,7 @@ Plan plan_for(const CsrLinearArgs& a) {
   p.panels = ceil_div(a.tokens, p.panel_tokens);
   p.row_blocks = p.panels > 0 ? ceil_div(a.parallel.threads, p.panels) : 1;
   p.scratch = (round_up(a.w.cols, kLanes<S>) + kLanes<S>)*p.panel_tokens;
-  p.stream = kCanStream && a.tokens * a.w.rows * int64_t(sizeof(S)) >= kStreamBytes && a.w.rows % kLanes<S> == 0 &&
-             reinterpret_cast<uintptr_t>(a.y) % kVectorBytes == 0;
+  p.stream = is_streamed<S>(a.y, a.tokens, a.w.rows);
   return p;
 }
 
@@ -52,6 +54,22 @@ int64_t block_begin(const CsrPattern& w, int64_t i, int64_t blocks, int64_t mult
       high = middle;
   }
   return min_of(w.rows, round_up(low, multiple));
+}
+
+template <class T, class I>
+void gather(const Parallel& parallel, const T* values, const void* order, int64_t nnz, T* gathered) {
+  const I* from = static_cast<const I*>(order);
+  for_each_range(parallel, nnz, kRange, [=](int64_t begin, int64_t end) {
+    for (int64_t p = begin; p < end; ++p) gathered[p] = values[from[p]];
+  });
+}
+
+template <class T, class I>
+void scatter(const Parallel& parallel, const T* values, const void* order, int64_t nnz, T* scattered) {
+  const I* to = static_cast<const I*>(order);
+  for_each_range(parallel, nnz, kRange, [=](int64_t begin, int64_t end) {
+    for (int64_t p = begin; p < end; ++p) scattered[to[p]] = values[p];
+  });
 }
 
 // The `order`ed values are gathered once, before the panels that read them all.
@@ -121,10 +139,7 @@ template <class T, class I>
 const T* ordered_values(const CsrLinearArgs& a, T* gathered) {
   const T* values = static_cast<const T*>(a.values);
   if (!a.order) return values;
-  const I* order = static_cast<const I*>(a.order);
-  for_each_range(a.parallel, a.w.nnz, 1 << 15, [=](int64_t begin, int64_t end) {
-    for (int64_t p = begin; p < end; ++p) gathered[p] = values[order[p]];
-  });
+  gather<T, I>(a.parallel, values, a.order, a.w.nnz, gathered);
   return gathered;
 }
 
@@ -175,6 +190,37 @@ void run(const CsrLinearArgs& a) {
   });
 }
 
+// The backward pass is a csr_sddmm over the transposed pattern that computes dx on the way.
+CsrSddmmArgs sampled(const CsrLinearBackwardArgs& a) {
+  CsrSddmmArgs s{};
+  s.w = a.wt;
+  s.a = a.x;
+  s.b = a.grad;
+  s.product = a.dx;
+  s.tokens = a.tokens;
+  s.dtype = a.dtype;
+  s.parallel = a.parallel;
+  return s;
+}
+
+// Elements of the workspace for numbers in the order of the transposed pattern.
+template <class T>
+int64_t transposed_elements(const CsrLinearBackwardArgs& a) {
+  return round_up(a.wt.nnz, 64 / sizeof(T));
+}
+
+template <class T, class I>
+void run_backward(const CsrLinearBackwardArgs& a) {
+  T *values = static_cast<T*>(a.workspace), *dvalues = values + transposed_elements<T>(a);
+  CsrSddmmArgs s = sampled(a);
+  s.values = values;
+  s.out = dvalues;
+  s.workspace = dvalues + transposed_elements<T>(a);
+  gather<T, I>(a.parallel, static_cast<const T*>(a.values), a.perm, a.wt.nnz, values);
+  csr_sddmm(s);
+  scatter<T, I>(a.parallel, dvalues, a.perm, a.wt.nnz, static_cast<T*>(a.dvalues));
+}
+
 }  // namespace
 
 int64_t csr_linear_workspace(const CsrLinearArgs& a) {
@@ -190,6 +236,24 @@ int64_t csr_linear_workspace(const CsrLinearArgs& a) {
 Status csr_linear(const CsrLinearArgs& a) {
   with_activations(a.dtype, [&](auto tag) {
     with_index(a.w.index, [&](auto index) { run<typename decltype(tag)::type, typename decltype(index)::type>(a); });
+  });
+  return kOk;
+}
+
+int64_t csr_linear_backward_workspace(const CsrLinearBackwardArgs& a) {
+  int64_t bytes = 0;
+  with_activations(a.dtype, [&](auto tag) {
+    using T = Math<typename decltype(tag)::type>;
+    bytes = 2 * int64_t(sizeof(T)) * transposed_elements<T>(a) + csr_sddmm_workspace(sampled(a));
+  });
+  return bytes;
+}
+
+Status csr_linear_backward(const CsrLinearBackwardArgs& a) {
+  with_activations(a.dtype, [&](auto tag) {
+    with_index(a.wt.index, [&](auto index) {
+      run_backward<Math<typename decltype(tag)::type>, typename decltype(index)::type>(a);
+    });
   });
   return kOk;
 }

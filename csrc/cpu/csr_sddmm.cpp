@@ -1,5 +1,6 @@
 // csr_sddmm on token panels: b is transposed panel by panel into the private L2, a in tiles of a few rows; each
 // position is then a dot product of two contiguous vectors. The lane sums of a group of positions are taken together.
+// What is read from the panel for it may serve csr_linear, too.
 #include "sparsekern/csr_sddmm.h"
 
 #include "dispatch.h"
@@ -14,7 +15,8 @@ namespace {
 struct Plan {
   int vectors;
   int64_t panel_tokens, panels, slices, slice_panels, row_block, row_blocks;
-  int64_t scratch;  // elements per worker: the panel of b and one tile of a
+  int64_t scratch;  // elements per worker: the panel of b, and a tile of a and of the product
+  bool stream;      // write the product past the caches
 };
 
 constexpr int64_t kItems = 16;             // enough to keep a machine of the size that runs this busy
@@ -34,7 +36,8 @@ Plan plan_for(const CsrSddmmArgs& a) {
   const int64_t slices = max_of(1, min_of(min_of(p.panels, affordable), ceil_div(kItems, max_of(1, p.row_blocks))));
   p.slice_panels = ceil_div(p.panels, slices);
   p.slices = p.panels > 0 ? ceil_div(p.panels, p.slice_panels) : 1;
-  p.scratch = (round_up(a.w.cols, kLanes<S>) + kLanes<S>)*p.panel_tokens;
+  p.scratch = (round_up(a.w.cols, kLanes<S>) + 2 * kLanes<S>)*p.panel_tokens;
+  p.stream = a.values && is_streamed<S>(a.product, a.tokens, a.w.rows);
   return p;
 }
 
@@ -70,16 +73,17 @@ struct PendingSums {
   }
 };
 
-template <class S, class I, int V>
+template <class S, class I, int V, bool Product>
 void slice_block(const CsrSddmmArgs& a, const Plan& plan, int64_t item, Math<S>* partials, S* scratch) {
   using T = Math<S>;
   constexpr int side = kLanes<S>, width = kPanelTokens<S, V>;
   const I *crow = static_cast<const I*>(a.w.crow), *col = static_cast<const I*>(a.w.col);
+  const T* values = static_cast<const T*>(a.values);
   const int64_t slice = item / plan.row_blocks;
   const int64_t row_begin = item % plan.row_blocks * plan.row_block;
   const int64_t row_end = min_of(a.w.rows, row_begin + plan.row_block);
   const int64_t first = slice * plan.slice_panels, last = min_of(plan.panels, first + plan.slice_panels);
-  S *panel = scratch, *tile = scratch + round_up(a.w.cols, side) * width;
+  S *panel = scratch, *tile = scratch + round_up(a.w.cols, side) * width, *product = tile + side * width;
   T* sums = plan.slices > 1 ? partials + slice * slice_elements(a) : static_cast<T*>(a.out);
   T* row_sums = plan.slices > 1 ? sums + a.w.nnz : static_cast<T*>(a.sums);
   for (int64_t p = crow[row_begin]; p < crow[row_end]; ++p) sums[p] = 0;
@@ -91,27 +95,45 @@ void slice_block(const CsrSddmmArgs& a, const Plan& plan, int64_t item, Math<S>*
     PendingSums<T> pending(sums + crow[row_begin]), pending_rows(a.sums ? row_sums + row_begin : nullptr);
     for (int64_t n = row_begin; n < row_end; n += side) {
       const int64_t rows = min_of(side, row_end - n);
-      if (crow[n] == crow[n + rows] && !a.sums) continue;
+      if (crow[n] == crow[n + rows] && !a.sums && !Product) continue;
       pack_panel<S, V>(static_cast<const S*>(a.a) + t0 * a.w.rows + n, a.w.rows, tokens, rows, tile);
       for (int64_t i = 0; i < rows; ++i) {
-        Vec<T> g[V], x[V];
+        Vec<T> g[V], x[V], even[V] = {}, odd[V] = {};  // the chains of csr_linear
         load_all<V>(tile + i * width, g);
         if (a.sums) {
           Vec<T> sum = g[0];
           for (int v = 1; v < V; ++v) sum += g[v];
           pending_rows.push(sum);
         }
-        for (I p = crow[n + i]; p < crow[n + i + 1]; ++p) {
+        const auto visit = [&](I p, Vec<T>(&chain)[V]) {
           load_all<V>(panel + int64_t(col[p]) * width, x);
-          Vec<T> product = g[0] * x[0];
-          for (int v = 1; v < V; ++v) product += g[v] * x[v];
-          pending.push(product);
+          Vec<T> dot = g[0] * x[0];
+          for (int v = 1; v < V; ++v) dot += g[v] * x[v];
+          pending.push(dot);
+          for (int v = 0; Product && v < V; ++v) chain[v] += values[p] * x[v];
+        };
+        const I end = crow[n + i + 1];
+        I p = crow[n + i];
+        for (; p + 1 < end; p += 2) {
+          visit(p, even);
+          visit(p + 1, odd);
         }
+        if (p < end) visit(p, even);
+        for (int v = 0; Product && v < V; ++v) even[v] += odd[v];
+        if constexpr (Product) store_all<V>(product + i * width, even);
+      }
+      if constexpr (Product) {
+        S* y = static_cast<S*>(a.product) + t0 * a.w.rows + n;
+        if (plan.stream)
+          unpack_tile<S, V, true>(product, tokens, rows, y, a.w.rows);
+        else
+          unpack_tile<S, V, false>(product, tokens, rows, y, a.w.rows);
       }
     }
     pending.flush();
     pending_rows.flush();
   }
+  if (plan.stream) finish_streaming();
 }
 
 // out[i] = the sum over the slices of their element i.
@@ -133,7 +155,10 @@ void run(const CsrSddmmArgs& a) {
   S* scratch = reinterpret_cast<S*>(workspace + partial_elements<T>(a, plan));
   with_vectors<S>(plan.vectors, [&](auto vectors) {
     for_each_item(a.parallel, plan.slices * plan.row_blocks, [&](int64_t worker, int64_t item) {
-      slice_block<S, I, vectors()>(a, plan, item, workspace, scratch + worker * plan.scratch);
+      if (a.values)
+        slice_block<S, I, vectors(), true>(a, plan, item, workspace, scratch + worker * plan.scratch);
+      else
+        slice_block<S, I, vectors(), false>(a, plan, item, workspace, scratch + worker * plan.scratch);
     });
   });
   if (plan.slices == 1) return;

@@ -83,6 +83,15 @@ inline void unpack_tile(const S* tile, int64_t tokens, int64_t features, S* dst,
   }
 }
 
+constexpr int64_t kStreamBytes = 16 << 20;  // an output of this size leaves the caches before it is read
+
+// Whether y (tokens, features) is best written past the caches, by whole aligned lines.
+template <class S>
+inline bool is_streamed(const void* y, int64_t tokens, int64_t features) {
+  return kCanStream && tokens * features * int64_t(sizeof(S)) >= kStreamBytes && features % kLanes<S> == 0 &&
+         reinterpret_cast<uintptr_t>(y) % kVectorBytes == 0;
+}
+
 }  // namespace
 }  // namespace SK_ISA
 }  // namespace sk

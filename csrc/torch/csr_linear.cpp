@@ -48,8 +48,7 @@ Tensor csr_linear(const Tensor& x_in, const Tensor& values, const Tensor& crow, 
   return y;
 }
 
-#ifdef SK_CUDA
-// dx and dvalues of y = x W^T; on the CPU two ops do this.
+// dx and dvalues of y = x W^T.
 std::tuple<Tensor, Tensor> csr_linear_backward(const Tensor& grad_in, const Tensor& x_in, const Tensor& values,
                                                const Tensor& crow, const Tensor& col, const Tensor& ccol,
                                                const Tensor& row, const Tensor& perm) {
@@ -87,19 +86,16 @@ std::tuple<Tensor, Tensor> csr_linear_backward(const Tensor& grad_in, const Tens
   a.dx = dx.mutable_data_ptr();
   a.dvalues = dvalues.mutable_data_ptr();
   a.parallel = device.parallel();
-  Workspace workspace(grad, cuda::csr_linear_backward_workspace(a));
+  Workspace workspace(grad, SK_PICK(csr_linear_backward_workspace)(a));
   a.workspace = workspace.data();
-  check_status(op, cuda::csr_linear_backward(a));
+  check_status(op, SK_PICK(csr_linear_backward)(a));
   return {dx, dvalues};
 }
-#endif
 
 }  // namespace
 }  // namespace sk
 
 SK_LIBRARY_IMPL(m) {
   m.impl("csr_linear", TORCH_BOX(&sk::csr_linear));
-#ifdef SK_CUDA
   m.impl("csr_linear_backward", TORCH_BOX(&sk::csr_linear_backward));
-#endif
 }

@@ -87,10 +87,6 @@ def _both_fake(grad: Tensor, x: Tensor, values: Tensor, *pattern: Tensor) -> tup
     return x.new_empty(x.shape), values.new_empty(values.shape)
 
 
-def _both_composite(grad: Tensor, x: Tensor, values: Tensor, *pattern: Tensor) -> tuple[Tensor, Tensor]:
-    return csr_linear_raw(grad, values, *pattern, None, True), csr_sddmm_raw(grad, x, *pattern)
-
-
 def _both_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     ctx.save_for_backward(*inputs)
 
@@ -108,7 +104,6 @@ _linear_backward_raw = define(
     fake=_both_fake,
     setup_context=_both_setup,
     backward=_both_backward,
-    composite=_both_composite,  # a GPU has one kernel for both
 )
 
 

@@ -44,10 +44,7 @@ struct CsrLinearBackwardArgs {
 
 SK_KERNEL(int64_t csr_linear_workspace(const CsrLinearArgs&))
 SK_KERNEL(Status csr_linear(const CsrLinearArgs&))
-
-namespace cuda {
-int64_t csr_linear_backward_workspace(const CsrLinearBackwardArgs&);
-Status csr_linear_backward(const CsrLinearBackwardArgs&);
-}  // namespace cuda
+SK_KERNEL(int64_t csr_linear_backward_workspace(const CsrLinearBackwardArgs&))
+SK_KERNEL(Status csr_linear_backward(const CsrLinearBackwardArgs&))
 
 }  // namespace sk
