@@ -219,6 +219,20 @@ def test_linear_token_does_not_see_the_others(dtype: torch.dtype, backend: str) 
     assert_same_bits([ops.csr_linear(x[order], w, bias)], [y[order]])
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["f32", "bf16"])
+def test_linear_with_large_results(dtype: torch.dtype, isa: str) -> None:
+    """They are written past the caches."""
+    draw, tokens, wide, narrow = Draw(dtype), 2050, 4160, 37
+    up, down = draw.csr(wide, narrow, 9000), draw.csr(narrow, wide, 9000)
+    x, grad = draw.normal(tokens, narrow), draw.normal(tokens, narrow)
+    y = ops.csr_linear(x, up)
+    assert y.nbytes >= 16 << 20
+    dx, dvalues = raw.csr_linear_backward(grad, torch.ones_like(y), down.values, *down.pattern.tensors)
+    torch.testing.assert_close(y.float(), x.float() @ up.to_dense().T, rtol=8e-3, atol=1e-4)
+    torch.testing.assert_close(dx.float(), grad.float() @ down.to_dense(), rtol=8e-3, atol=1e-4)
+    torch.testing.assert_close(dvalues, grad.float().sum(0)[reference.row_indices(down.pattern)])
+
+
 def test_linear_keeps_infinities_to_their_tokens(backend: str) -> None:
     w = CSR.from_dense(torch.tensor([[1.0, 0, 0], [0, 0, 0], [0, 2, 3]]), nnz=3)
     x = torch.tensor([[1.0, 1, 1], [INF, 1, 1], [1, 1, NAN]])
