@@ -32,7 +32,7 @@ def available_backends() -> list[str]:
 def running(backend: str) -> Iterator[None]:
     """Within the block the ops run on ``backend``; new tensors are where it wants them."""
     if backend == "emulated":
-        with overridden(emulator.implementations(), "cpu"):
+        with overridden({**emulator.implementations(), **emulator.WITHOUT_A_KERNEL}, "cpu"):
             yield
     elif backend == "cuda":
         with torch.device("cuda"):

@@ -11,10 +11,13 @@ from typing import Any
 
 import torch
 
+from sparsekern.ops.csr_sddmm import sums_composite
+
 ROOT = Path(__file__).parent.parent
 COMPOSITES = {"csr_linear_active", "csr_linear_dense_grad", "observe"}  # made of other ops
 BY_TORCH = {"causal_attention", "causal_attention_backward", "rms_norm", "rms_norm_backward"}  # on a GPU
-ON_THE_CPU_ONLY = {"csr_validate", "csr_sddmm_sums", *BY_TORCH, *COMPOSITES}
+WITHOUT_A_KERNEL = {"csr_sddmm_sums": sums_composite}  # there; made of one that has
+ON_THE_CPU_ONLY = {"csr_validate", *WITHOUT_A_KERNEL, *BY_TORCH, *COMPOSITES}
 TARGETS = {"_emu.so": "sparsekern_emu", "emulated.so": "sparsekern_emulated"}
 KIND = os.environ.get("SPARSEKERN_EMU_KIND", "ON")  # what this process loads
 

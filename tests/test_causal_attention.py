@@ -90,6 +90,20 @@ def test_second_derivatives_with_inputs_that_need_none(fixed: int, with_sink: bo
     assert torch.autograd.gradgradcheck(ops.causal_attention, leaves)
 
 
+@both_sinks
+def test_second_derivatives_of_bfloat16(with_sink: bool) -> None:
+    def second(inputs: list[Tensor]) -> tuple[Tensor, ...]:
+        leaves = [t.detach().requires_grad_() for t in inputs]
+        first = torch.autograd.grad(ops.causal_attention(*leaves).sum(), leaves[:3], create_graph=True)
+        return torch.autograd.grad(sum(g.double().square().sum() for g in first), leaves)
+
+    inputs = draw((1, 9, 2, 4), with_sink, torch.bfloat16)
+    actual, expected = second(inputs), second([t.double() for t in inputs])
+    for a, t, e in zip(actual, inputs, expected, strict=True):
+        assert a.dtype == t.dtype
+        torch.testing.assert_close(a.double(), e, rtol=0, atol=0.03 * float(e.abs().max()))
+
+
 @pytest.mark.parametrize("factor", [30.0, 1e4])
 def test_large_scores(factor: float, isa: str) -> None:
     """A softmax of one winner each: nothing overflows, and what vanishes is zero."""

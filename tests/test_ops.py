@@ -36,6 +36,9 @@ every_shape = with_shapes(CASES, lambda case: case.shapes)
 every_kernel_shape = with_shapes([c for c in CASES if "dense_grad" not in c.name], lambda case: case.shapes)
 every_small_shape = with_shapes(CASES, lambda case: case.small)
 both_dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["f32", "f64"])
+cpu_dtypes = pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.float64, torch.bfloat16], ids=["f32", "f64", "bf16"]
+)
 
 
 @pytest.fixture(autouse=True)
@@ -177,7 +180,7 @@ def test_expanded_gradient(case: OpCase, backend: str) -> None:
     assert_right(case, problem, torch.ones(()).expand(problem.op(*problem.inputs).shape))
 
 
-@both_dtypes
+@cpu_dtypes
 @every_kernel_shape
 def test_threads_do_not_matter(
     case: OpCase, shape: Any, dtype: torch.dtype, set_threads: Callable[[int], None]
@@ -200,18 +203,19 @@ def test_thread_order_does_not_matter(case: OpCase, gpu_backend: str, monkeypatc
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if case.name.startswith("csr_")], ids=str)
-def test_wide_indices(case: OpCase, backend: str) -> None:
-    narrow = run(case, case.shapes[0], Draw(torch.float32))
-    assert_same_bits(run(case, case.shapes[0], Draw(torch.float32, index=torch.int64)), narrow)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["f32", "bf16"])
+def test_wide_indices(case: OpCase, dtype: torch.dtype, backend: str) -> None:
+    narrow = run(case, case.shapes[0], Draw(dtype))
+    assert_same_bits(run(case, case.shapes[0], Draw(dtype, index=torch.int64)), narrow)
 
 
 # ---- the linear ops
 
 
-@both_dtypes
+@cpu_dtypes
 def test_linear_token_does_not_see_the_others(dtype: torch.dtype, backend: str) -> None:
     draw = Draw(dtype)
-    w, x, bias = draw.csr(70, 257, 900), draw.normal(130, 257), draw.normal(70)
+    w, x, bias = draw.csr(70, 257, 900), draw.normal(130, 257), draw.weight(70)
     y = ops.csr_linear(x, w, bias)
     for begin, end in ((0, 1), (5, 6), (7, 40), (3, 130), (129, 130)):
         assert_same_bits([ops.csr_linear(x[begin:end], w, bias)], [y[begin:end]])

@@ -37,7 +37,7 @@ def outcome(fn: Callable[..., Tensor], x: Tensor, gain: Tensor, grad: Tensor) ->
 @every_shape
 def test_result_and_gradients(shape: tuple[int, ...], dtype: torch.dtype, tolerance: float, isa: str) -> None:
     inputs = draw(shape, dtype)
-    eps = torch.finfo(dtype).eps
+    eps = torch.finfo(value_dtype(dtype)).eps
     expected = outcome(lambda x, g: F.rms_norm(x, g.shape, g, eps), *(t.double() for t in inputs))
     actual = outcome(ops.rms_norm, *inputs)
     assert [a.dtype for a in actual] == [dtype, dtype, value_dtype(dtype)]
@@ -60,6 +60,20 @@ def test_autocast_rounds_the_result(shape: tuple[int, ...], isa: str) -> None:
     expected = outcome(ops.rms_norm, x, gain, grad.bfloat16().float())
     assert torch.equal(y, expected[0].bfloat16())
     torch.testing.assert_close((dx, dgain), tuple(expected[1:]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=["f32", "f64", "bf16"])
+def test_eps_is_torchs(dtype: torch.dtype) -> None:
+    x = torch.full((2, 3), 1e-4, dtype=dtype)
+    ours, theirs = sk.nn.RMSNorm(3), nn.RMSNorm(3)
+    gain = torch.ones(3, dtype=value_dtype(dtype))
+    ours.weight, theirs.weight = nn.Parameter(gain), nn.Parameter(gain.to(dtype))
+    torch.testing.assert_close(ours(x), theirs(x))
+
+
+def test_autocast_to_float16_is_not_for_the_cpu() -> None:
+    with torch.autocast("cpu", torch.float16):
+        assert ops.rms_norm(torch.ones(2, 3), torch.ones(3)).dtype == torch.float32
 
 
 def test_derivatives() -> None:
@@ -95,6 +109,8 @@ def test_layer_is_torchs() -> None:
         (torch.ones(2, 3), torch.ones(3).double(), 0.1, "gain must have"),
         (torch.ones(()), torch.ones(1), 0.1, "x must have at least one dimension"),
         (torch.ones(2, 3), torch.ones(3), -1.0, "eps must not be negative, got -1"),
+        (torch.ones(2, 3).bfloat16(), torch.ones(3).bfloat16(), 0.1, "gain must have"),
+        (torch.ones(2, 3).half(), torch.ones(3), 0.1, "x must be float32, bfloat16 or float64 on the CPU"),
     ],
 )
 def test_bad_input(x: Tensor, gain: Tensor, eps: float, message: str) -> None:

@@ -26,7 +26,7 @@ inline int64_t add_counts(Vec<K> counts) {
 
 template <class T>
 inline int64_t count_above(const T* row, int64_t padded_width, Key<T> key) {
-  constexpr int64_t kMost = int64_t(kMaxKey<bf16>) * kLanes<T>;  // what counts of 16 bits hold
+  constexpr int64_t kMost = INT16_MAX * int64_t(kLanes<T>);  // what counts of 16 bits hold
   int64_t total = 0;
   for (int64_t begin = 0; begin < padded_width; begin += kMost) {
     const int64_t end = min_of(padded_width, begin + kMost);

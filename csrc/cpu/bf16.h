@@ -10,6 +10,9 @@ struct bf16 {
   uint16_t bits;
 };
 
+inline const uint16_t* bits_of(const bf16* x) { return reinterpret_cast<const uint16_t*>(x); }
+inline uint16_t* bits_of(bf16* x) { return reinterpret_cast<uint16_t*>(x); }
+
 // What numbers stored as S are computed in.
 template <class S>
 struct MathOf {
@@ -63,7 +66,7 @@ inline void load_all(const S* from, Vec<Math<S>> (&to)[V]) {
   } else {
     static_assert(V % 2 == 0);
     for (int v = 0; v < V; v += 2) {
-      const Vec<uint32_t> pairs = (Vec<uint32_t>)load(&from->bits + v / 2 * kLanes<S>);
+      const Vec<uint32_t> pairs = (Vec<uint32_t>)load(bits_of(from) + v / 2 * kLanes<S>);
       to[v] = (Vec<float>)(pairs << 16);
       to[v + 1] = (Vec<float>)(pairs & 0xffff0000);
     }
@@ -78,7 +81,7 @@ inline void store_all(S* to, const Vec<Math<S>> (&from)[V]) {
     static_assert(V % 2 == 0);
     for (int v = 0; v < V; v += 2) {
       const Vec<uint32_t> pairs = rounded(from[v]) >> 16 | (rounded(from[v + 1]) & 0xffff0000);
-      store(&to->bits + v / 2 * kLanes<S>, (Vec<uint16_t>)pairs);
+      store(bits_of(to) + v / 2 * kLanes<S>, (Vec<uint16_t>)pairs);
     }
   }
 }
@@ -115,14 +118,14 @@ inline void transpose_pairs(const bf16* src, int64_t src_stride, bf16* dst, int6
   Vec<uint32_t> rows[L];
 #pragma GCC unroll 16
   for (int i = 0; i < L; ++i) {
-    const Vec<uint32_t> a = (Vec<uint32_t>)load(&src[2 * i * src_stride].bits);
-    const Vec<uint32_t> b = (Vec<uint32_t>)load(&src[(2 * i + 1) * src_stride].bits);
+    const Vec<uint32_t> a = (Vec<uint32_t>)load(bits_of(src) + 2 * i * src_stride);
+    const Vec<uint32_t> b = (Vec<uint32_t>)load(bits_of(src) + (2 * i + 1) * src_stride);
     rows[i] = Odd ? (a >> 16 | (b & 0xffff0000)) : ((a & 0xffff) | b << 16);
   }
   transpose_from<uint32_t, 1>(rows);
 #pragma GCC unroll 16
   for (int i = 0; i < L; ++i) {
-    uint16_t* out = &dst[(2 * i + Odd) * dst_stride].bits;
+    uint16_t* out = bits_of(dst) + (2 * i + Odd) * dst_stride;
     if constexpr (Stream)
       stream(out, (Vec<uint16_t>)rows[i]);
     else

@@ -20,7 +20,7 @@ constexpr int kMinPanelVectors = int(sizeof(Math<S>) / sizeof(S));  // at least 
 template <class S, int V>
 constexpr int kPanelTokens = V * kLanes<Math<S>>;
 
-// How many vectors of tokens a panel of `features` is wide: 1, 2 or 4. Depends on the shape alone.
+// How many vectors of tokens a panel of `features` is wide: 1 (not of bfloat16), 2 or 4. Depends on the shape alone.
 template <class S>
 inline int panel_vectors(int64_t features, int64_t tokens) {
   int v = kMaxPanelVectors;

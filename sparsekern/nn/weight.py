@@ -180,7 +180,7 @@ class SparseWeight(nn.Module):
         if self.form == "active":
             return csr_linear_active(x, self.active, self.active_pattern, bias)
         if self.choice().kernel == "dense":
-            return F.linear(x, self.master, bias)
+            return _dense_linear(x, self.master, bias)
         return csr_linear_dense_grad(x, self.master, self.pattern, bias)
 
     def embedding(self, ids: Tensor) -> Tensor:
@@ -326,6 +326,13 @@ class SparseWeight(nn.Module):
             where = (active.crow_indices, active.col_indices, slots)
             crow, col, slots = (t.to(self.device, copy=True) for t in where)
             self.set_active_(crow, col, self.active.data, slots)
+
+
+def _dense_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """torch's own, which wants weight and bias as narrow as ``x``."""
+    if x.dtype in (torch.bfloat16, torch.float16):
+        weight, bias = weight.to(x.dtype), None if bias is None else bias.to(x.dtype)
+    return F.linear(x, weight, bias)
 
 
 def _replace_data(parameter: nn.Parameter, data: Tensor) -> None:

@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .dtypes import value_dtype, without_autocast
+
 _library = torch.library.Library("sparsekern", "FRAGMENT")
 
 
@@ -40,7 +42,7 @@ def second_gradients(
     differentiable any further.
 
     Args:
-        formula: of the op's inputs.
+        formula: of the op's inputs, computed in the dtype of values.
         saved: the gradient of its result, then its inputs; those that are None are left out.
         cotangents: of the gradients of the inputs.
 
@@ -49,6 +51,8 @@ def second_gradients(
     """
     leaves = [t.detach().requires_grad_() for t in saved if t is not None]
     grad, *inputs = leaves
-    with torch.enable_grad():
-        first = torch.autograd.grad(formula(*inputs), inputs, grad, create_graph=True)
+    wide = value_dtype(grad.dtype)
+    with torch.enable_grad(), without_autocast(grad):
+        y = formula(*(t.to(wide) for t in inputs)).to(grad.dtype)
+        first = torch.autograd.grad(y, inputs, grad, create_graph=True)
         return torch.autograd.grad(first, leaves, cotangents[: len(first)], materialize_grads=True)

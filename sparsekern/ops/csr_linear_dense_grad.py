@@ -8,7 +8,7 @@ from torch import Tensor
 from ._define import define
 from .csr_linear import csr_linear_raw
 from .csr_pattern import csr_gather
-from .dtypes import autocast
+from .dtypes import autocast, without_autocast
 from .reference import as_matrix
 
 if TYPE_CHECKING:
@@ -31,7 +31,8 @@ def _product(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
     """``a @ b`` in ``dtype``, which may be wider than theirs, summed in no less."""
     if a.dtype != dtype and a.is_cuda:
         return torch.mm(a, b, out_dtype=dtype)
-    return a.to(dtype) @ b.to(dtype)
+    with without_autocast(a):
+        return a.to(dtype) @ b.to(dtype)
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

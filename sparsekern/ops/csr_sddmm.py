@@ -6,7 +6,7 @@ from torch import Tensor
 
 from ._define import define
 from .csr_linear import PATTERN, csr_sddmm_raw, sddmm_backward, sddmm_fake  # csr_linear is its gradient
-from .dtypes import value_dtype
+from .dtypes import autocast, value_dtype
 from .reference import as_matrix
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ def _sums_fake(a: Tensor, *rest: Tensor) -> tuple[Tensor, Tensor]:
     return sddmm_fake(a, *rest), a.new_empty(a.shape[-1], dtype=value_dtype(a.dtype))
 
 
-def _sums_composite(a: Tensor, b: Tensor, *pattern: Tensor) -> tuple[Tensor, Tensor]:
+def sums_composite(a: Tensor, b: Tensor, *pattern: Tensor) -> tuple[Tensor, Tensor]:
     return csr_sddmm_raw(a, b, *pattern), as_matrix(a).sum(0, dtype=value_dtype(a.dtype))
 
 
@@ -35,7 +35,7 @@ csr_sddmm_sums_raw = define(
     fake=_sums_fake,
     setup_context=_sums_setup,
     backward=_sums_backward,
-    composite=_sums_composite,  # the CPU has one kernel for both
+    composite=sums_composite,  # the CPU has one kernel for both
 )
 
 
@@ -43,7 +43,7 @@ def csr_sddmm(a: Tensor, b: Tensor, w: "CSR") -> Tensor:
     """``v[p] = sum_t a[t, row p] * b[t, col p]`` over the nonzeros p of ``w``: ``(a.T @ b)`` sampled at its pattern.
 
     Args:
-        a: (T, N), or any leading dimensions, float32, bfloat16 or float64; on a GPU also float16.
+        a: (T, N), or any leading dimensions, float32, bfloat16 or float64; on a GPU also float16. Autocast casts both.
         b: (T, K), the same leading dimensions and dtype.
         w: sparse (N, K); only its pattern is read.
 
@@ -53,4 +53,4 @@ def csr_sddmm(a: Tensor, b: Tensor, w: "CSR") -> Tensor:
     Raises:
         RuntimeError: a shape or dtype does not fit; the message names the argument.
     """
-    return csr_sddmm_raw(a, b, *w.pattern.tensors)
+    return csr_sddmm_raw(autocast(a), autocast(b), *w.pattern.tensors)

@@ -34,12 +34,8 @@ def _backward_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...
 
 
 def _backward_backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
-    saved = ctx.saved_tensors
-
-    def formula(x: Tensor, gain: Tensor) -> Tensor:
-        return by_torch(x.to(gain.dtype), gain, ctx.eps).to(saved[0].dtype)
-
-    return *second_gradients(formula, saved, cotangents), None, None
+    second = second_gradients(lambda x, gain: by_torch(x, gain, ctx.eps), ctx.saved_tensors, cotangents)
+    return *second, None, None
 
 
 _forward_raw = define(
@@ -67,7 +63,7 @@ def rms_norm(x: Tensor, gain: Tensor, eps: float | None = None) -> Tensor:
     Args:
         x: (..., D), float32, bfloat16 or float64; on a GPU also float16.
         gain: (D); float32 beside bfloat16 on the CPU.
-        eps: the dtype's epsilon by default, as in ``nn.RMSNorm``.
+        eps: by default the epsilon of the dtype computed in (float32 for bfloat16), as in ``nn.RMSNorm``.
 
     Returns:
         A tensor like ``x``, with gradients to ``x`` and ``gain``. On the CPU in the dtype that autocast asks for.
@@ -75,7 +71,7 @@ def rms_norm(x: Tensor, gain: Tensor, eps: float | None = None) -> Tensor:
     Raises:
         RuntimeError: a shape or dtype does not fit; the message names the argument.
     """
-    eps = torch.finfo(x.dtype).eps if eps is None else eps
+    eps = torch.finfo(value_dtype(x.dtype)).eps if eps is None else eps
     if x.device.type != "cpu":
         return by_torch(x, gain, eps)
-    return _forward_raw(x, gain, eps, autocast_dtype(x) == torch.bfloat16 != x.dtype)[0]
+    return _forward_raw(x, gain, eps, autocast_dtype(x) != x.dtype)[0]
