@@ -88,6 +88,10 @@ PARITY = [
     "RigL 0.1 every 25",
     "exact, published anneal",
     "sparse, bf16",
+    "sparse, refresh 20",
+    "sparse, 4 candidates, refresh 20",
+    "sparse from 10 %, 4 candidates, refresh 20",
+    "sparse, never dense, 4 candidates, refresh 20",
 ]
 METHODS_OF = {"parity": PARITY, "norm": NORM, "variants": VARIANTS, "cheap": CHEAP, "shapes": SHAPES}
 WHOLE_RUNS = ("tune", "tune rivals", "anneal", "shapes", "cheap", "variants", "norm", "parity", "cost")

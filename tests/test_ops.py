@@ -312,6 +312,17 @@ def test_observe_measures_both_sides(backend: str) -> None:
     torch.testing.assert_close(of_ids, expected)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=["f32", "f64", "bf16"])
+def test_observe_measures_many_tokens(dtype: torch.dtype) -> None:
+    """More than are squared at a time."""
+    draw = Draw(dtype)
+    x, y, g = draw.normal(3, 150, 900), draw.normal(3, 150, 2).requires_grad_(), draw.normal(3, 150, 2)
+    squares = [torch.zeros(n, dtype=value_dtype(dtype)).requires_grad_() for n in (2, 900)]
+    measured = torch.autograd.grad(ops.observe(y, x, *squares), squares, g)
+    for squared, of in zip(measured, (g, x), strict=True):
+        torch.testing.assert_close(squared, of.to(squared.dtype).square().sum((0, 1)))
+
+
 # ---- csr_embedding
 
 

@@ -17,7 +17,6 @@ constexpr int kShortRow = 32, kAhead = 12;  // positions
 constexpr int64_t kLoneRow = 64;            // positions
 constexpr int64_t kWorthAThread = 1 << 15;  // positions
 constexpr int64_t kRange = 1 << 15;         // positions that a worker gathers or scatters at a time
-constexpr int64_t kRowCost = 8;             // what a row costs besides its positions, in positions
 
 // Work is cut into panels of tokens and, when there are fewer of them than threads, into blocks of rows.
 struct Plan {
@@ -37,23 +36,6 @@ Plan plan_for(const CsrLinearArgs& a) {
   p.scratch = (round_up(a.w.cols, kLanes<S>) + kLanes<S>)*p.panel_tokens;
   p.stream = is_streamed<S>(a.y, a.tokens, a.w.rows);
   return p;
-}
-
-// Where block i of `blocks` of rows begins: the blocks cost about the same, and begin at multiples of `multiple`.
-template <class I>
-int64_t block_begin(const CsrPattern& w, int64_t i, int64_t blocks, int64_t multiple) {
-  if (i == blocks) return w.rows;
-  const I* crow = static_cast<const I*>(w.crow);
-  const double target = (double(w.nnz) + double(kRowCost * w.rows)) * double(i) / double(blocks);
-  int64_t low = 0, high = w.rows;
-  while (low < high) {
-    const int64_t middle = (low + high) / 2;
-    if (double(crow[middle]) + double(kRowCost * middle) < target)
-      low = middle + 1;
-    else
-      high = middle;
-  }
-  return min_of(w.rows, round_up(low, multiple));
 }
 
 template <class T, class I>

@@ -10,11 +10,11 @@ namespace sk {
 namespace SK_ISA {
 namespace {
 
-// Slices of tokens are summed apart and then added in order; blocks of rows are independent. Both follow from the shape
-// alone, never from the number of threads, so the sum is always the same.
+// Slices of tokens are summed apart and then added in order; blocks of rows are independent. Neither depends on the
+// number of threads, so the sum is always the same.
 struct Plan {
   int vectors;
-  int64_t panel_tokens, panels, slices, slice_panels, row_block, row_blocks;
+  int64_t panel_tokens, panels, slices, slice_panels, row_blocks;
   int64_t scratch;  // elements per worker: the panel of b, and a tile of a and of the product
   bool stream;      // write the product past the caches
 };
@@ -31,8 +31,7 @@ Plan plan_for(const CsrSddmmArgs& a) {
   p.panels = ceil_div(a.tokens, p.panel_tokens);
   const int64_t blocks = max_of(1, min_of(kItems, a.w.nnz / (kReuse * max_of(1, a.w.cols))));
   const int64_t affordable = max_of(1, kMaxPartials / max_of(1, a.w.nnz));
-  p.row_block = round_up(max_of(1, ceil_div(a.w.rows, blocks)), kLanes<S>);
-  p.row_blocks = ceil_div(a.w.rows, p.row_block);
+  p.row_blocks = min_of(blocks, ceil_div(a.w.rows, kLanes<S>));
   const int64_t slices = max_of(1, min_of(min_of(p.panels, affordable), ceil_div(kItems, max_of(1, p.row_blocks))));
   p.slice_panels = ceil_div(p.panels, slices);
   p.slices = p.panels > 0 ? ceil_div(p.panels, p.slice_panels) : 1;
@@ -80,8 +79,8 @@ void slice_block(const CsrSddmmArgs& a, const Plan& plan, int64_t item, Math<S>*
   const I *crow = static_cast<const I*>(a.w.crow), *col = static_cast<const I*>(a.w.col);
   const T* values = static_cast<const T*>(a.values);
   const int64_t slice = item / plan.row_blocks;
-  const int64_t row_begin = item % plan.row_blocks * plan.row_block;
-  const int64_t row_end = min_of(a.w.rows, row_begin + plan.row_block);
+  const int64_t row_begin = block_begin<I>(a.w, item % plan.row_blocks, plan.row_blocks, side);
+  const int64_t row_end = block_begin<I>(a.w, item % plan.row_blocks + 1, plan.row_blocks, side);
   const int64_t first = slice * plan.slice_panels, last = min_of(plan.panels, first + plan.slice_panels);
   S *panel = scratch, *tile = scratch + round_up(a.w.cols, side) * width, *product = tile + side * width;
   T* sums = plan.slices > 1 ? partials + slice * slice_elements(a) : static_cast<T*>(a.out);

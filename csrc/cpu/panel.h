@@ -92,6 +92,25 @@ inline bool is_streamed(const void* y, int64_t tokens, int64_t features) {
          reinterpret_cast<uintptr_t>(y) % kVectorBytes == 0;
 }
 
+constexpr int64_t kRowCost = 8;  // what a row costs besides its positions, in positions
+
+// Where block i of `blocks` of rows begins: the blocks cost about the same, and begin at multiples of `multiple`.
+template <class I>
+int64_t block_begin(const CsrPattern& w, int64_t i, int64_t blocks, int64_t multiple) {
+  if (i == blocks) return w.rows;
+  const I* crow = static_cast<const I*>(w.crow);
+  const double target = (double(w.nnz) + double(kRowCost * w.rows)) * double(i) / double(blocks);
+  int64_t low = 0, high = w.rows;
+  while (low < high) {
+    const int64_t middle = (low + high) / 2;
+    if (double(crow[middle]) + double(kRowCost * middle) < target)
+      low = middle + 1;
+    else
+      high = middle;
+  }
+  return min_of(w.rows, round_up(low, multiple));
+}
+
 }  // namespace
 }  // namespace SK_ISA
 }  // namespace sk

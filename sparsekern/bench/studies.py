@@ -82,6 +82,9 @@ METHODS: Mapping[str, Method] = {
         for fraction, every in ((0.1, 25), (0.02, 25), (0.02, 100))
     },
     "sparse from 10 %, 4 candidates, refresh 20": _sparse(switch="density", candidates=4.0, refresh_every=20),
+    "sparse, never dense, 4 candidates, refresh 20": Method(
+        {"mode": "sparse", "switch": "never-dense", "candidates": 4.0, "refresh_every": 20}
+    ),
     "sparse, gradients off the support every 4": Method({"mode": "sparse"}, rivals.LazyAdamW),
     **{
         f"sparse, never dense, rate {rate}": Method({"mode": "sparse", "switch": "never-dense", "lr": rate})
