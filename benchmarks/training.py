@@ -41,7 +41,7 @@ from rich.console import Console
 from sparsekern import keep_freed_memory
 from sparsekern.bench import scale, steps, tables
 from sparsekern.bench.record import device_name
-from sparsekern.bench.studies import DENSE, METHODS, SETTINGS, run
+from sparsekern.bench.studies import DENSE, METHODS, SETTINGS, SHIPPED, run
 from sparsekern.data import load_corpus
 from sparsekern.recipe import PRESETS
 
@@ -53,7 +53,7 @@ console = Console(soft_wrap=True, highlight=False)
 # ---- whole runs
 
 RATES = (0.015, 0.03, 0.06, 0.12)
-DENSE_RATES = (0.005, 0.01, 0.02, 0.04)
+DENSE_RATES = (0.0025, 0.005, 0.01, 0.02, 0.04)
 ANNEAL_ENDS = (0.1, 0.2, 0.3, 0.5)
 TUNING_SEED = 100  # not among those that are compared
 RIVALS = [name for name in METHODS if name.startswith(("SET", "RigL"))]
@@ -75,7 +75,7 @@ VARIANTS = [
     "sparse, 4 candidates",
     "sparse, refresh 20",
     "sparse, refresh 20, beta1 0.9",
-    "sparse, 4 candidates, refresh 20",
+    SHIPPED,
 ]
 NORM = ["exact", "sparse", "true norm", "sketch", "sketch every 10", "sketch, averaged", "norm of the active"]
 PARITY = [
@@ -89,7 +89,7 @@ PARITY = [
     "exact, published anneal",
     "sparse, bf16",
     "sparse, refresh 20",
-    "sparse, 4 candidates, refresh 20",
+    SHIPPED,
     "sparse from 10 %, 4 candidates, refresh 20",
     "sparse, never dense, 4 candidates, refresh 20",
 ]
@@ -191,9 +191,9 @@ def study_runs(study: str, settings: list[str], seeds: list[int], only: list[str
 SIZES = tuple(steps.Size(width, 8 / width) for width in (512, 1024, 2048))  # eight nonzeros per row
 ROUNDS = 3
 CONTENDERS = ["sparse", "exact", "masked dense f32"]
-SPARSE_BF16 = "sparse bf16"
+OF_SPARSE = ["sparse bf16", "sparse, 1 candidate", "sparse, 1 candidate, bf16"]
 BF16 = "masked dense bf16"  # minutes per step at the largest size on a CPU that computes it in software
-ALONG = [1.0, 0.5, 0.25, 0.1, 0.04, 0.01, 1 / 256]  # densities of exact mode at the largest size
+ALONG = [1.0, 0.5, 0.25, 0.1, 0.04, 0.01]  # densities of exact mode before the last
 PRICED = "512 wide, 0.5 %"
 SCALES = (  # the one that dense matrices could not hold, then at one width, then ever wider
     scale.Scale(32768, 8, 4.85e-4),
@@ -220,25 +220,27 @@ def study_speed() -> None:
     keep_freed_memory()
     for size in SIZES:
         if ("speed", size.d_model, "sparse") not in measured():
-            names = [SPARSE_BF16, *CONTENDERS, *([BF16] if size != SIZES[-1] else [])]
+            names = [*OF_SPARSE, *CONTENDERS, *([BF16] if size != SIZES[-1] else [])]
             for name, numbers in steps.compare(size, names, ROUNDS).items():
                 append(STEPS, STEP_FIELDS, row_of("speed", size, name, numbers))
-            append(STEPS, STEP_FIELDS, row_of("speed", size, "refresh", {"total": steps.refresh_seconds(size)}))
-    time_exact_along("speed", SIZES[-1], ALONG)
+        time_along("speed", size, "sparse", [size.density])
+    time_along("speed", SIZES[-1], "exact", [*ALONG, SIZES[-1].density])
 
 
-def time_exact_along(study: str, size: steps.Size, densities: list[float]) -> None:
-    for density, seconds in steps.exact_along(size, densities):
-        what = f"exact at {density:.4g}"
-        if (study, size.d_model, what) not in measured():
-            append(STEPS, STEP_FIELDS, row_of(study, replace(size, density=density), what, {"total": seconds}))
+def time_along(study: str, size: steps.Size, mode: str, densities: list[float]) -> None:
+    """A step at each density, in sparse mode also a refresh; as often as there are none yet."""
+    missing = [d for d in densities if (study, size.d_model, f"{mode} at {d:.4g}") not in measured()]
+    for density, *seconds in (steps.sparse_along if mode == "sparse" else steps.exact_along)(size, missing):
+        for what, total in zip((mode, "refresh"), seconds, strict=False):
+            at = replace(size, density=density)
+            append(STEPS, STEP_FIELDS, row_of(study, at, f"{what} at {density:.4g}", {"total": total}))
 
 
 def study_memory() -> None:
     for size in SIZES:
         if ("memory", size.d_model, "sparse") not in measured():
             few = replace(size, tokens=size.context)  # what is held does not depend on them
-            for name, held in steps.memory(few, CONTENDERS).items():
+            for name, held in steps.memory(few, [OF_SPARSE[1], *CONTENDERS]).items():
                 append(STEPS, STEP_FIELDS, row_of("memory", few, name, {"bytes": held}))
 
 
@@ -260,8 +262,8 @@ def study_price() -> None:
             for what, numbers in steps.compare(size, names, 5 * ROUNDS).items():
                 append(STEPS, STEP_FIELDS, row_of("price", size, what, numbers))
             if name not in DENSE:
-                append(STEPS, STEP_FIELDS, row_of("price", size, "refresh", {"total": steps.refresh_seconds(size)}))
-                time_exact_along("price", size, [*ALONG[:-1], config.density])
+                time_along("price", size, "sparse", [config.density])
+                time_along("price", size, "exact", [*ALONG, config.density])
 
 
 def in_a_process_of_its_own(case: scale.Scale, results: "mp.Queue[scale.ScaleOutcome]") -> None:
@@ -300,14 +302,12 @@ def print_tables() -> None:
         print(f"\n{study}\n\n{tables.against_exact(runs, study)}")
     print(f"\nspeed\n\n{tables.speed(timed)}")
     config = replace(PRESETS["laptop"], d_model=SIZES[-1].d_model, density=SIZES[-1].density)
-    for switch in ("end-of-anneal", "density"):
-        seconds = tables.whole_run(timed, replace(config, switch=switch), "speed")
-        ratio = seconds["masked dense"] / seconds["sparse"]
-        print(
-            f"whole run, sparse from {switch}: {seconds['sparse']:.2f} s per step, masked dense takes {ratio:.1f} times"
-        )
+    seconds = tables.whole_run(timed, config, "speed")
+    ratio = seconds["masked dense"] / seconds["sparse"]
+    print(f"whole run, sparse mode: {seconds['sparse']:.2f} s per step, masked dense takes {ratio:.1f} times as long")
     tables.plot_scale(timed, PICTURE)
-    print(f"\nprice of sparsity\n\n{tables.price(runs, timed, PRICED, SETTINGS[PRICED])}")
+    shipped = replace(SETTINGS[PRICED], **METHODS[SHIPPED].changes)
+    print(f"\nprice of sparsity\n\n{tables.price(runs, timed, PRICED, SHIPPED, shipped)}")
 
 
 def main() -> None:

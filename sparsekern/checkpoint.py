@@ -95,7 +95,9 @@ def load_optimizer(path: Path, model: nn.Module, optimizer: SparseAdamW) -> dict
     meta, tensors = _open(path, _OPTIMIZER)
     for name, p in model.named_parameters():
         moments = {
-            key.removeprefix(f"{name}."): t.to(p.device) for key, t in tensors.items() if key.startswith(f"{name}.")
+            key.removeprefix(f"{name}."): t.to(p.device, copy=True)
+            for key, t in tensors.items()
+            if key.startswith(f"{name}.")
         }
         if moments:
             optimizer.state[p] = moments

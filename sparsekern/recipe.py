@@ -57,8 +57,8 @@ class TrainConfig:
     switch: str = "end-of-anneal"
     switch_density: float = 0.1
     start_factor: float = 20.0
-    candidates: float = 1.0
-    refresh_every: int = 60
+    candidates: float = 4.0
+    refresh_every: int = 20
     candidate_beta1: float = 0.97
     seed: int = 0
     eval_every: int = 100

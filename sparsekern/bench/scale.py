@@ -53,7 +53,7 @@ def run(scale: Scale, tokens: np.ndarray, steps: int, lr: float, refresh_every: 
     )
     embedding_density = min(1.0, scale.density * scale.d_model / 256)
     model = GPT(config, density=scale.density, embedding_density=embedding_density, floor=scale.floor)
-    optimizer = SparseAdamW(param_groups(model), lr, "sparse", refresh_every=refresh_every)
+    optimizer = SparseAdamW(param_groups(model), lr, "sparse", candidates=1.0, refresh_every=refresh_every)
     built = time.perf_counter() - started
     text = torch.from_numpy(tokens[: scale.tokens + 1].astype(np.int64)).unsqueeze(0)
     losses, seconds = [], []

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 import torch
@@ -84,13 +84,14 @@ def weights_of(model: nn.Module) -> list[SparseWeight]:
 
 
 def contenders(size: Size, names: Iterable[str]) -> dict[str, Step]:
-    """ "sparse", "sparse bf16", "exact", "masked dense f32" and "masked dense bf16", which share the dense weights; or
-    "dense"."""
+    """ "sparse", "sparse bf16", the same with "1 candidate", "exact", "masked dense f32" and "masked dense bf16", which
+    share the dense weights; or "dense"."""
     made: dict[str, Step] = {}
     for name in names:
         dtype = torch.bfloat16 if name.endswith("bf16") else torch.float32
         if name.startswith("sparse"):
-            made[name] = SparseStep(make_model(size, sparse=True), dtype, "sparse")
+            settings = {"candidates": 1.0} if "1 candidate" in name else {}
+            made[name] = SparseStep(make_model(size, sparse=True), dtype, "sparse", **settings)
         elif name == "exact":
             made[name] = SparseStep(make_model(size, sparse=False), torch.float32)
         else:
@@ -178,21 +179,6 @@ def memory(size: Size, names: list[str]) -> dict[str, int]:
     return held
 
 
-def refresh_seconds(size: Size) -> float:
-    """What a refresh adds to a step of sparse mode."""
-    step = SparseStep(make_model(size, sparse=True), torch.float32, "sparse")
-    step.optimizer.refresh_every = 3
-    ids, targets = batch(size)
-    seconds = []
-    for _ in range(9):
-        started = time.perf_counter()
-        step(ids, targets)
-        seconds.append(time.perf_counter() - started)
-    refreshing = seconds[3::3]  # the fourth and the seventh step
-    others = [s for i, s in enumerate(seconds) if i % 3]
-    return float(np.median(refreshing) - np.median(others))
-
-
 def exact_along(size: Size, densities: list[float]) -> Iterator[tuple[float, float]]:
     """Seconds of a step of exact mode at falling densities, each the faster of two."""
     step = SparseStep(make_model(size, sparse=False), torch.float32)
@@ -206,3 +192,18 @@ def exact_along(size: Size, densities: list[float]) -> Iterator[tuple[float, flo
             step(ids, targets)
             seconds.append(time.perf_counter() - started)
         yield density, min(seconds)
+
+
+def sparse_along(size: Size, densities: list[float]) -> Iterator[tuple[float, float, float]]:
+    """Seconds of a step of sparse mode at some densities, and what a refresh adds to it."""
+    ids, targets = batch(size)
+    for density in densities:
+        step = SparseStep(make_model(replace(size, density=density), sparse=True), torch.float32, "sparse")
+        step.optimizer.refresh_every = 2
+        seconds = []
+        for _ in range(5):
+            started = time.perf_counter()
+            step(ids, targets)
+            seconds.append(time.perf_counter() - started)
+        plain = float(np.median(seconds[1::2]))
+        yield density, plain, float(np.median(seconds[2::2])) - plain  # the first one finds no memory to use again

@@ -28,6 +28,8 @@ _COMMON = TrainConfig(
     eval_windows=512,
     eval_every=100_000,
     save_every=100_000,
+    candidates=1.0,  # both from before the studies that led to what is the default now
+    refresh_every=60,
 )
 SETTINGS: Mapping[str, TrainConfig] = {
     "256 wide, 2 %": replace(_COMMON, d_model=256, density=0.02, lr=0.06),
@@ -40,7 +42,7 @@ DENSE: Mapping[str, TrainConfig] = {
         _COMMON, d_model=width, steps=steps, density=1.0, afrac=None, min_alive=0
     )
     for width in (32, 64, 128, 256)
-    for steps in (25, 50, 100, 200, 400)
+    for steps in (25, 50, 100, 200, 400, 800)
 }
 
 
@@ -65,6 +67,7 @@ def _sparse(optimizer: type[SparseAdamW] = SparseAdamW, **changes: Any) -> Metho
     return Method({"mode": "sparse", **changes}, optimizer, attributes, changes.get("switch", "end-of-anneal"))
 
 
+SHIPPED = "sparse, 4 candidates, refresh 20"  # what `sparsekern train` does
 METHODS: Mapping[str, Method] = {
     "exact": Method({"mode": "exact"}),
     "exact, linear anneal": Method({"mode": "exact", "anneal": "linear"}),
@@ -95,7 +98,7 @@ METHODS: Mapping[str, Method] = {
     "sparse, 4 candidates": _sparse(candidates=4.0),
     "sparse, refresh 20": _sparse(refresh_every=20),
     "sparse, refresh 20, beta1 0.9": _sparse(refresh_every=20, candidate_beta1=0.9),
-    "sparse, 4 candidates, refresh 20": _sparse(candidates=4.0, refresh_every=20),
+    SHIPPED: _sparse(candidates=4.0, refresh_every=20),
     "true norm": _sparse(rivals.OracleAdamW),
     "sketch": _sparse(rivals.SketchAdamW),
     "sketch every 10": _sparse(rivals.SparseSketchAdamW),

@@ -76,30 +76,35 @@ def whole_run(rows: list[Row], config: TrainConfig, study: str) -> dict[str, flo
     """Mean seconds per step of runs of ``config`` at the largest size that was timed: "sparse" (exact mode up to its
     switch point), "exact" and "masked dense".
 
-    Exact mode's seconds are interpolated between the densities at which it was timed; sparse mode's include refreshes.
+    The seconds of a step, and of a refresh, are interpolated between the densities at which they were timed.
     """
     rows = [r for r in rows if r["study"] == study]
     largest = max(int(r["d_model"]) for r in rows)
-    total = {r["what"]: float(r["total"]) for r in rows if int(r["d_model"]) == largest}
-    along = sorted((float(r["density"]), float(r["total"])) for r in rows if r["what"].startswith("exact at"))
-    sparse_step = total["sparse"] + total["refresh"] / config.refresh_every
+    rows = [r for r in rows if int(r["d_model"]) == largest]
+
+    def seconds_of(what: str, density: float) -> float:
+        at = sorted((float(r["density"]), float(r["total"])) for r in rows if r["what"].startswith(f"{what} at"))
+        return float(np.interp(math.log(density), [math.log(d) for d, _ in at], [seconds for _, seconds in at]))
+
     schedule = config.schedule(config.density)
     exact, sparse = [], []
     for step in range(0, WHOLE_RUN, 100):
         density = schedule.density(step, WHOLE_RUN, config.density)
-        exact.append(float(np.interp(math.log(density), [math.log(d) for d, _ in along], [s for _, s in along])))
-        sparse.append(sparse_step if config.is_sparse_after(density) else exact[-1])
-    masked = min(seconds for name, seconds in total.items() if name.startswith("masked"))
+        exact.append(seconds_of("exact", density))
+        in_sparse_mode = seconds_of("sparse", density) + seconds_of("refresh", density) / config.refresh_every
+        sparse.append(in_sparse_mode if config.is_sparse_after(density) else exact[-1])
+    masked = min(float(r["total"]) for r in rows if r["what"].startswith("masked"))
     return {"sparse": float(np.mean(sparse)), "exact": float(np.mean(exact)), "masked dense": masked}
 
 
-def price(runs: list[Row], timed: list[Row], setting: str, config: TrainConfig) -> str:
+def price(runs: list[Row], timed: list[Row], setting: str, method: str, config: TrainConfig) -> str:
     """What a run of ``setting`` takes in seconds, trained in three ways, against the cheapest dense model that is at
-    least as good as sparse mode makes it. Losses are of whole runs; seconds are their steps times those of a step."""
+    least as good as sparse mode makes it by ``method``, of which ``config`` is. Losses are of whole runs; seconds are
+    their steps times those of a step."""
     of_setting = [r for r in runs if r["study"] == "parity" and r["setting"] == setting]
     loss = {
-        method: float(np.mean([float(r["held_out"]) for r in of_setting if r["method"] == method] or math.nan))
-        for method in ("sparse", "exact")
+        what: float(np.mean([float(r["held_out"]) for r in of_setting if r["method"] == name] or math.nan))
+        for what, name in (("sparse", method), ("exact", "exact"))
     }
     dense_step = {int(r["d_model"]): float(r["total"]) for r in timed if (r["study"], r["what"]) == ("price", "dense")}
     dense = []

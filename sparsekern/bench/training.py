@@ -20,9 +20,9 @@ CONTEXT, VOCAB = 256, 2048
 class SparseStep:
     """A step of :class:`sparsekern.optim.SparseAdamW`, in the mode that the model's weights are for."""
 
-    def __init__(self, model: GPT, dtype: torch.dtype, mode: str = "exact") -> None:
+    def __init__(self, model: GPT, dtype: torch.dtype, mode: str = "exact", **settings: Any) -> None:
         self.model = model
-        self.optimizer = SparseAdamW(param_groups(model), lr=LR, mode=mode)
+        self.optimizer = SparseAdamW(param_groups(model), lr=LR, mode=mode, **settings)
         self.dtype = dtype
 
     def __call__(self, ids: Tensor, targets: Tensor) -> Tensor:

@@ -82,9 +82,10 @@ class SparseAdamW(torch.optim.Optimizer):
         lr: learning rate; change it through ``param_groups`` or an LR scheduler.
         mode: "exact" or "sparse".
         betas, eps, weight_decay: as published; ``eps`` is relative to gradients of unit root mean square.
-        candidates: candidates per nonzero; ``math.inf`` makes every position active, 0 freezes the support (and the
-            norm of the gradient is then that of the support alone).
-        refresh_every: steps from one refresh to the next; at least about ``2 / (1 - candidate_beta1)``.
+        candidates: candidates per nonzero; the more, the lower the loss, the longer the step and the larger the state.
+            ``math.inf`` makes every position active, 0 freezes the support (and the norm of the gradient is then that
+            of the support alone).
+        refresh_every: steps from one refresh to the next, each of which replaces half of the candidates.
         candidate_beta1: replaces ``betas[0]`` for candidates, which need a steadier gradient to enter.
         seed: of the draws of candidates; equal seeds and gradients give equal ones.
 
@@ -109,8 +110,8 @@ class SparseAdamW(torch.optim.Optimizer):
         eps: float = 0.1,
         weight_decay: float = 0.1,
         *,
-        candidates: float = 1.0,
-        refresh_every: int = 60,
+        candidates: float = 4.0,
+        refresh_every: int = 20,
         candidate_beta1: float = 0.97,
         seed: int = 0,
     ) -> None:

@@ -134,15 +134,19 @@ def test_gradients_off_the_support_are_held() -> None:
 
 def test_steps_agree_and_are_timed() -> None:
     size = steps.Size(128, 1 / 16, n_layer=1, vocab=64, context=16, tokens=32)
-    names = ["sparse", "exact", "masked dense f32", "masked dense bf16"]
+    names = ["sparse", "sparse, 1 candidate", "exact", "masked dense f32", "masked dense bf16"]
     results = steps.compare(size, names, rounds=1) | steps.compare(replace(size, density=1.0), ["dense"], rounds=1)
     assert list(results) == [*names, "dense"]
     for numbers in results.values():
         assert all(numbers[part] > 0 for part in ("linears", "attention", "abs_topk", "update"))
         assert sum(numbers[part] for part in tables.PARTS[:-1]) == pytest.approx(numbers["total"])
     held = steps.memory(size, names)
-    assert held["sparse"] < 0.5 * held["exact"]
+    assert 2 * held["sparse, 1 candidate"] < held["exact"]
+    assert held["sparse, 1 candidate"] < held["sparse"] < held["exact"]
     assert len(list(steps.exact_along(size, [1.0, 1 / 16]))) == 2
+    ((density, step, _),) = steps.sparse_along(size, [1 / 8])
+    assert density == 1 / 8
+    assert step > 0
 
 
 def test_scale_counts() -> None:
@@ -171,8 +175,9 @@ def test_table_against_exact() -> None:
 
 def test_the_whole_run_follows_the_schedule(sources: Path) -> None:
     config = tiny(sources, density=0.01, anneal="geometric", anneal_end=0.5, min_alive=0)
-    numbers = {"sparse": (0.01, 1.0), "masked dense f32": (0.01, 20.0), "refresh": (0.01, 6.0)}
+    numbers = {"sparse at 0.01": (0.01, 1.0), "masked dense f32": (0.01, 20.0), "refresh at 0.01": (0.01, 6.0)}
     numbers |= {"exact at 1": (1.0, 12.0), "exact at 0.01": (0.01, 2.0)}
+    numbers |= {"sparse at 0.1": (0.1, 3.0), "refresh at 0.1": (0.1, 6.0)}
     rows = [
         {"study": "speed", "d_model": "64", "what": what, "density": str(density), "total": str(total)}
         for what, (density, total) in numbers.items()
@@ -180,7 +185,10 @@ def test_the_whole_run_follows_the_schedule(sources: Path) -> None:
     seconds = tables.whole_run(rows, config, "speed")
     assert seconds["masked dense"] == 20
     assert seconds["exact"] == pytest.approx(0.5 * (12 + 2) / 2 + 0.5 * 2, rel=0.01)
-    assert seconds["sparse"] == pytest.approx(0.5 * (12 + 2) / 2 + 0.5 * (1 + 6 / config.refresh_every), rel=0.01)
+    refresh = 6 / config.refresh_every
+    assert seconds["sparse"] == pytest.approx(0.5 * (12 + 2) / 2 + 0.5 * (1 + refresh), rel=0.01)
+    early = tables.whole_run(rows, replace(config, switch="density"), "speed")["sparse"]  # the second half at 10 %
+    assert early == pytest.approx(0.25 * (12 + 7) / 2 + 0.25 * (3 + 1) / 2 + 0.5 + 0.75 * refresh, rel=0.01)
 
 
 def test_the_price_is_against_the_cheapest_dense_model_that_is_as_good(sources: Path) -> None:
@@ -188,8 +196,9 @@ def test_the_price_is_against_the_cheapest_dense_model_that_is_as_good(sources: 
     timed = [
         {"study": "price", "d_model": "64", "what": what, "density": str(density), "total": str(total)}
         for what, density, total in (
-            ("sparse", 0.01, 1.0),
-            ("refresh", 0.01, 0.0),
+            ("sparse", 0.01, 1.1),
+            ("sparse at 0.01", 0.01, 1.0),
+            ("refresh at 0.01", 0.01, 0.0),
             ("masked dense f32", 0.01, 20.0),
             ("exact at 1", 1.0, 2.0),
             ("exact at 0.01", 0.01, 2.0),
@@ -199,17 +208,17 @@ def test_the_price_is_against_the_cheapest_dense_model_that_is_as_good(sources: 
         {"study": "price", "d_model": str(width), "what": "dense", "density": "1", "total": str(total)}
         for width, total in ((8, 0.1), (16, 0.3))
     ]
-    runs = [a_row("sparse", 0, 3.0), a_row("exact", 0, 2.9)]
+    runs = [a_row("shipped", 0, 3.0), a_row("exact", 0, 2.9)]
     for setting, loss in (
         ("dense, 8 wide, 5 steps", 3.1),
         ("dense, 8 wide, 20 steps", 3.0),
         ("dense, 16 wide, 5 steps", 2),
     ):
         runs.append({**a_row("exact", 0, loss), "study": "cost", "setting": setting})
-    text = tables.price(runs, timed, "small", config)
+    text = tables.price(runs, timed, "small", "shipped", config)
     assert "| dense, 16 wide, 5 steps | 2.000 | 2 | 1 |" in text
     assert f"| small, masked dense | 2.900 | {20 * config.steps} | {20 * config.steps / 1.5:.0f} |" in text
-    assert tables.price(runs[:2], timed, "small", config) == "not yet measured"
+    assert tables.price(runs[:2], timed, "small", "shipped", config) == "not yet measured"
 
 
 def test_scale_is_drawn(tmp_path: Path) -> None:
