@@ -223,17 +223,15 @@ def study_speed() -> None:
             names = [*OF_SPARSE, *CONTENDERS, *([BF16] if size != SIZES[-1] else [])]
             for name, numbers in steps.compare(size, names, ROUNDS).items():
                 append(STEPS, STEP_FIELDS, row_of("speed", size, name, numbers))
-        time_along("speed", size, "sparse", [size.density])
-    time_along("speed", SIZES[-1], "exact", [*ALONG, SIZES[-1].density])
+            append(STEPS, STEP_FIELDS, row_of("speed", size, "refresh", {"total": steps.refresh_seconds(size)}))
+    time_exact_along("speed", SIZES[-1], [*ALONG, SIZES[-1].density])
 
 
-def time_along(study: str, size: steps.Size, mode: str, densities: list[float]) -> None:
-    """A step at each density, in sparse mode also a refresh; as often as there are none yet."""
-    missing = [d for d in densities if (study, size.d_model, f"{mode} at {d:.4g}") not in measured()]
-    for density, *seconds in (steps.sparse_along if mode == "sparse" else steps.exact_along)(size, missing):
-        for what, total in zip((mode, "refresh"), seconds, strict=False):
-            at = replace(size, density=density)
-            append(STEPS, STEP_FIELDS, row_of(study, at, f"{what} at {density:.4g}", {"total": total}))
+def time_exact_along(study: str, size: steps.Size, densities: list[float]) -> None:
+    for density, seconds in steps.exact_along(size, densities):
+        what = f"exact at {density:.4g}"
+        if (study, size.d_model, what) not in measured():
+            append(STEPS, STEP_FIELDS, row_of(study, replace(size, density=density), what, {"total": seconds}))
 
 
 def study_memory() -> None:
@@ -262,8 +260,8 @@ def study_price() -> None:
             for what, numbers in steps.compare(size, names, 5 * ROUNDS).items():
                 append(STEPS, STEP_FIELDS, row_of("price", size, what, numbers))
             if name not in DENSE:
-                time_along("price", size, "sparse", [config.density])
-                time_along("price", size, "exact", [*ALONG, config.density])
+                append(STEPS, STEP_FIELDS, row_of("price", size, "refresh", {"total": steps.refresh_seconds(size)}))
+                time_exact_along("price", size, [*ALONG, config.density])
 
 
 def in_a_process_of_its_own(case: scale.Scale, results: "mp.Queue[scale.ScaleOutcome]") -> None:

@@ -9,6 +9,9 @@ import torch
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read where kernels are defined, so before anything imports them
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # threads of several workers would wait for each other's; see set_threads
+    torch.set_num_threads(1)
+
 from backends import available_backends, available_isas, gpu_backends, running
 
 collect_ignore = [] if torch.cuda.is_available() else ["gpu"]  # run by `make gpu`

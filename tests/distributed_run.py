@@ -30,7 +30,8 @@ def main(sources: Path, folder: Path, what: str = "", step: str = "-1") -> None:
         if what == "kill" and done.step == int(step):
             os.kill(os.getpid(), signal.SIGKILL)
         if what == "diverge" and rank == 1 and done.step == 6:
-            trainer.model.blocks[0].mlp.c_proj.weight.active.data[7] *= 1.001
+            weight = trainer.model.blocks[0].mlp.c_proj.weight
+            weight.active.data[weight.active_pattern.slots[7]] *= 1.001
         if rank == 0:
             with open(folder / "losses.jsonl", "a") as file:
                 file.write(json.dumps([done.step, done.loss, done.held_out]) + "\n")

@@ -23,6 +23,7 @@ TINY = TrainConfig(
     batch=4,
     steps=12,
     density=0.25,
+    candidates=1.0,  # by default everything would be active
     anneal_end=0.5,
     eval_every=5,
     eval_windows=4,

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
@@ -179,6 +179,21 @@ def memory(size: Size, names: list[str]) -> dict[str, int]:
     return held
 
 
+def refresh_seconds(size: Size) -> float:
+    """What a refresh adds to a step of sparse mode."""
+    step = SparseStep(make_model(size, sparse=True), torch.float32, "sparse")
+    step.optimizer.refresh_every = 3
+    ids, targets = batch(size)
+    seconds = []
+    for _ in range(9):
+        started = time.perf_counter()
+        step(ids, targets)
+        seconds.append(time.perf_counter() - started)
+    refreshing = seconds[3::3]  # the fourth and the seventh step
+    others = [s for i, s in enumerate(seconds) if i % 3]
+    return float(np.median(refreshing) - np.median(others))
+
+
 def exact_along(size: Size, densities: list[float]) -> Iterator[tuple[float, float]]:
     """Seconds of a step of exact mode at falling densities, each the faster of two."""
     step = SparseStep(make_model(size, sparse=False), torch.float32)
@@ -192,18 +207,3 @@ def exact_along(size: Size, densities: list[float]) -> Iterator[tuple[float, flo
             step(ids, targets)
             seconds.append(time.perf_counter() - started)
         yield density, min(seconds)
-
-
-def sparse_along(size: Size, densities: list[float]) -> Iterator[tuple[float, float, float]]:
-    """Seconds of a step of sparse mode at some densities, and what a refresh adds to it."""
-    ids, targets = batch(size)
-    for density in densities:
-        step = SparseStep(make_model(replace(size, density=density), sparse=True), torch.float32, "sparse")
-        step.optimizer.refresh_every = 2
-        seconds = []
-        for _ in range(5):
-            started = time.perf_counter()
-            step(ids, targets)
-            seconds.append(time.perf_counter() - started)
-        plain = float(np.median(seconds[1::2]))
-        yield density, plain, float(np.median(seconds[2::2])) - plain  # the first one finds no memory to use again

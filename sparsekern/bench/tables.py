@@ -76,24 +76,20 @@ def whole_run(rows: list[Row], config: TrainConfig, study: str) -> dict[str, flo
     """Mean seconds per step of runs of ``config`` at the largest size that was timed: "sparse" (exact mode up to its
     switch point), "exact" and "masked dense".
 
-    The seconds of a step, and of a refresh, are interpolated between the densities at which they were timed.
+    Exact mode's seconds are interpolated between the densities at which it was timed; sparse mode's include refreshes.
     """
     rows = [r for r in rows if r["study"] == study]
     largest = max(int(r["d_model"]) for r in rows)
-    rows = [r for r in rows if int(r["d_model"]) == largest]
-
-    def seconds_of(what: str, density: float) -> float:
-        at = sorted((float(r["density"]), float(r["total"])) for r in rows if r["what"].startswith(f"{what} at"))
-        return float(np.interp(math.log(density), [math.log(d) for d, _ in at], [seconds for _, seconds in at]))
-
+    total = {r["what"]: float(r["total"]) for r in rows if int(r["d_model"]) == largest}
+    along = sorted((float(r["density"]), float(r["total"])) for r in rows if r["what"].startswith("exact at"))
+    sparse_step = total["sparse"] + total["refresh"] / config.refresh_every
     schedule = config.schedule(config.density)
     exact, sparse = [], []
     for step in range(0, WHOLE_RUN, 100):
         density = schedule.density(step, WHOLE_RUN, config.density)
-        exact.append(seconds_of("exact", density))
-        in_sparse_mode = seconds_of("sparse", density) + seconds_of("refresh", density) / config.refresh_every
-        sparse.append(in_sparse_mode if config.is_sparse_after(density) else exact[-1])
-    masked = min(float(r["total"]) for r in rows if r["what"].startswith("masked"))
+        exact.append(float(np.interp(math.log(density), [math.log(d) for d, _ in along], [s for _, s in along])))
+        sparse.append(sparse_step if config.is_sparse_after(density) else exact[-1])
+    masked = min(seconds for name, seconds in total.items() if name.startswith("masked"))
     return {"sparse": float(np.mean(sparse)), "exact": float(np.mean(exact)), "masked dense": masked}
 
 

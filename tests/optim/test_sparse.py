@@ -89,7 +89,7 @@ def sparse_model(density: float = DENSITY) -> GPT:
 
 
 def sparse_optimizer(model: GPT, **settings: Any) -> SparseAdamW:
-    return SparseAdamW(param_groups(model), 0.1, "sparse", **{"refresh_every": 7, **settings})
+    return SparseAdamW(param_groups(model), 0.1, "sparse", **{"refresh_every": 7, "candidates": 1.0, **settings})
 
 
 def assert_sound(weight: SparseWeight, name: str) -> None:
@@ -232,7 +232,7 @@ def test_the_norm_is_near_the_true_one() -> None:
 
 def test_to_sparse_keeps_weights_and_moments() -> None:
     model = make_model()
-    optimizer = SparseAdamW(param_groups(model), lr=0.1, refresh_every=7)
+    optimizer = SparseAdamW(param_groups(model), lr=0.1, candidates=1.0, refresh_every=7)
     data = list(batches(STEPS))
     train(model, optimizer, data[:40])  # to the end of the anneal
     before = {name: w.to_dense().detach().clone() for name, w in weights_of(model).items()}
@@ -271,7 +271,7 @@ def test_sparse_mode_learns_like_exact_mode() -> None:
     """From the same copy of a half-trained model."""
     data = list(batches(STEPS))
     exact = make_model()
-    optimizer = SparseAdamW(param_groups(exact), lr=0.1, refresh_every=7)
+    optimizer = SparseAdamW(param_groups(exact), lr=0.1, candidates=1.0, refresh_every=7)
     start = train(exact, optimizer, data[:40])[0]
     sparse, sparse_optimizer = copy.deepcopy((exact, optimizer))
     sparse_optimizer.to_sparse_()

@@ -300,8 +300,8 @@ def test_state_dict_round_trip() -> None:
         ({"lr": math.nan}, "lr must not be negative, got nan"),
         ({"betas": (0.9, 1.0)}, r"betas and candidate_beta1 must be in \[0, 1\), got \(0.9, 1.0\) and 0.97"),
         ({"betas": (-0.1, 0.9)}, "betas and candidate_beta1 must be in"),
-        ({"eps": -0.1}, "eps, weight_decay and candidates must not be negative, got -0.1, 0.1 and 1.0"),
-        ({"weight_decay": -1.0}, "eps, weight_decay and candidates must not be negative, got 0.1, -1.0 and 1.0"),
+        ({"eps": -0.1}, "eps, weight_decay and candidates must not be negative, got -0.1, 0.1 and 4.0"),
+        ({"weight_decay": -1.0}, "eps, weight_decay and candidates must not be negative, got 0.1, -1.0 and 4.0"),
     ],
 )
 def test_bad_arguments_are_refused(settings: dict[str, Any], message: str) -> None:
