@@ -1,4 +1,4 @@
-# make setup | demo | test | lint | gpu | clean.  PYTHON chooses the interpreter (3.11 or later); one that has torch
+# make setup | demo | test | qemu | lint | gpu | clean.  PYTHON chooses the interpreter (3.11 or later); one that has torch
 # already is used as it is, without the network, through a virtual environment that sees its packages.
 PYTHON ?= python3
 VENV := .venv
@@ -7,7 +7,7 @@ SOURCES := $(shell find csrc -type f) CMakeLists.txt setup.py pyproject.toml
 # CPU builds of torch live on an index of their own; the default index has the multi-gigabyte CUDA builds.
 TORCH_INDEX := --retries 0 --extra-index-url https://download.pytorch.org/whl/cpu
 
-.PHONY: setup demo test lint gpu clean
+.PHONY: setup demo test qemu lint gpu clean
 setup: $(VENV)/.built
 
 $(VENV)/.packages: requirements-dev.txt
@@ -36,6 +36,10 @@ demo: setup
 
 test: setup
 	$(BIN)/python -m pytest -n 2 --dist loadgroup
+
+# The kernels on processors without AVX-512 and without AVX, emulated: some ten minutes each.
+qemu: setup
+	tests/qemu.sh
 
 lint: setup
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
