@@ -5,12 +5,13 @@ import warnings
 
 from . import models, nn, ops, optim
 from ._native import build_info, cpu_isa, keep_freed_memory, set_cpu_isa
-from .formats import CSR, Pattern
+from .formats import BSR, CSR, Pattern
 from .nn import sparsify_
 from .ops.backend import gpu_backend, use_backend
 
 __version__: str = build_info()["version"]
 __all__ = [
+    "BSR",
     "CSR",
     "Pattern",
     "build_info",

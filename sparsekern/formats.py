@@ -92,6 +92,12 @@ class Pattern:
         return Pattern(crow, col, ccol, row, perm, self.shape)
 
 
+def _require_transpose(given: Pattern, right: Pattern) -> None:
+    for name in ("ccol_indices", "row_indices", "perm"):
+        if not torch.equal(getattr(given, name), getattr(right, name)):
+            raise ValueError(f"{name} does not describe the transpose of the pattern")
+
+
 @dataclass(frozen=True, eq=False)
 class ActivePattern:
     """Positions of an (N, K) matrix that are trained, in the order of CSR: its support, and candidates beside it."""
@@ -261,9 +267,209 @@ class CSR:
             ValueError: naming the first one that is broken.
         """
         checked = CSR.from_parts(self.crow_indices, self.col_indices, self.values, self.shape)
-        for name in ("ccol_indices", "row_indices", "perm"):
-            if not torch.equal(getattr(checked.pattern, name), getattr(self.pattern, name)):
-                raise ValueError(f"CSR: {name} does not describe the transpose of the pattern")
+        _require_transpose(self.pattern, checked.pattern)
+
+
+Block = int | tuple[int, int]
+BLOCK_SIDES = (16, 32, 64, 128)
+
+
+def block_sides(block: Block) -> tuple[int, int]:
+    """(rows, columns) of a block given by one or two sides.
+
+    Raises:
+        ValueError: a side that there are no kernels for.
+    """
+    sides = (block, block) if isinstance(block, int) else tuple(block)
+    if len(sides) != 2 or not all(side in BLOCK_SIDES for side in sides):
+        raise ValueError(f"block must have sides among {', '.join(map(str, BLOCK_SIDES))}, got {block}")
+    return sides
+
+
+def grid_shape(shape: tuple[int, int], block: tuple[int, int]) -> tuple[int, int]:
+    """How many blocks an (N, K) matrix is high and wide; the last ones may reach over its edge."""
+    return -(-shape[0] // block[0]), -(-shape[1] // block[1])
+
+
+def blocks_of(dense: Tensor, block: tuple[int, int]) -> Tensor:
+    """(rows, columns of the grid, *block): an (N, K) matrix cut into blocks, zeros over its edge. A view if it can."""
+    (n, k), (rows, cols) = dense.shape, grid_shape((dense.shape[0], dense.shape[1]), block)
+    padded = torch.nn.functional.pad(dense, (0, cols * block[1] - k, 0, rows * block[0] - n))
+    return padded.view(rows, block[0], cols, block[1]).transpose(1, 2)
+
+
+def block_norms(dense: Tensor, block: tuple[int, int]) -> Tensor:
+    """(rows, columns of the grid): the norm of every block of an (N, K) matrix."""
+    return torch.linalg.vector_norm(blocks_of(dense, block), dim=(2, 3))
+
+
+@dataclass(frozen=True, eq=False)
+class BSR:
+    """A sparse (N, K) matrix of dense blocks: one block per position of a :class:`Pattern` over the grid of blocks.
+
+    Where the sides of the blocks do not divide those of the matrix, the last blocks reach over its edge. Nothing there
+    enters a result, and its gradient is 0. Explicit zeros are stored.
+    """
+
+    values: Tensor  # (blocks, *block)
+    pattern: Pattern  # of grid_shape(shape, block)
+    shape: tuple[int, int]
+
+    # ---- construction
+
+    @classmethod
+    def from_parts(cls, crow_indices: Tensor, col_indices: Tensor, values: Tensor, shape: tuple[int, int]) -> "BSR":
+        """From the pieces of a BSR matrix, in the order of ``torch.sparse_bsr_tensor``; they are validated.
+
+        Raises:
+            ValueError: indices out of range, unsorted or duplicate, lengths that do not match, or sides of blocks that
+                there are no kernels for.
+        """
+        if values.dim() != 3:
+            raise ValueError(f"values must have shape (blocks, *block), got {tuple(values.shape)}")
+        grid = grid_shape(shape, block_sides((values.shape[1], values.shape[2])))
+        where = CSR.from_parts(crow_indices, col_indices, values[:, 0, 0].detach(), grid)
+        return cls(values.contiguous(), where.pattern, (int(shape[0]), int(shape[1])))
+
+    @classmethod
+    def from_dense(
+        cls, weight: Tensor, block: Block, *, blocks: int | None = None, density: float | None = None
+    ) -> "BSR":
+        """The blocks of largest norm of an (N, K) matrix, exactly; ties go to the lowest position in the grid.
+
+        Args:
+            weight: (N, K), float32 or float64; not changed.
+            block: both sides, or one: each of 16, 32, 64, 128.
+            blocks: how many of them; or
+            density: the fraction of all blocks, rounded down to a count.
+        """
+        if weight.dim() != 2:
+            raise ValueError(f"weight must be a matrix, got shape {tuple(weight.shape)}")
+        sides, weight = block_sides(block), weight.detach()
+        norms = block_norms(weight, sides)
+        crow, col = topk_select(norms, count_nonzeros((norms.shape[0], norms.shape[1]), blocks, density))
+        pattern = Pattern.build(crow, col, (norms.shape[0], norms.shape[1]))
+        shape = (weight.shape[0], weight.shape[1])
+        return cls(weight.new_empty(pattern.nnz, *sides), pattern, shape).gather(weight)
+
+    @classmethod
+    def random(
+        cls,
+        n: int,
+        k: int,
+        block: Block,
+        *,
+        blocks: int | None = None,
+        density: float | None = None,
+        generator: torch.Generator | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> "BSR":
+        """An (n, k) matrix with uniformly random blocks of standard normal values, on the generator's device."""
+        sides = block_sides(block)
+        where = CSR.random(*grid_shape((n, k), sides), nnz=blocks, density=density, generator=generator)
+        values = torch.randn(where.nnz, *sides, generator=generator, dtype=dtype, device=where.device)
+        return cls(values, where.pattern, (n, k))
+
+    @classmethod
+    def from_torch(cls, tensor: Tensor) -> "BSR":
+        """From a 2-D ``torch.sparse_bsr`` tensor.
+
+        Raises:
+            ValueError: another layout (``tensor.to_sparse_bsr(block)`` makes one), or sides of blocks that there are no
+                kernels for.
+        """
+        if tensor.layout != torch.sparse_bsr or tensor.dim() != 2:
+            raise ValueError(f"tensor must be a matrix of layout torch.sparse_bsr, got {tensor.layout}")
+        crow, col, values = (part.detach() for part in (tensor.crow_indices(), tensor.col_indices(), tensor.values()))
+        return cls.from_parts(crow, col, values, (tensor.shape[0], tensor.shape[1]))
+
+    def with_values(self, values: Tensor) -> "BSR":
+        """Other values at the same pattern."""
+        return BSR(values, self.pattern, self.shape)
+
+    def gather(self, dense: Tensor) -> "BSR":
+        """The blocks of a dense (N, K) matrix at the same pattern; differentiable in the matrix."""
+        cut, cols = blocks_of(dense, self.block), self.pattern.shape[1]
+        rows = self.pattern.flat_indices().div(cols, rounding_mode="floor") if cols else self.col_indices.long()
+        return self.with_values(cut[rows, self.col_indices.long()])
+
+    # ---- reading
+
+    @property
+    def block(self) -> tuple[int, int]:
+        """Rows and columns of a block."""
+        return self.values.shape[1], self.values.shape[2]
+
+    @property
+    def crow_indices(self) -> Tensor:
+        return self.pattern.crow_indices
+
+    @property
+    def col_indices(self) -> Tensor:
+        return self.pattern.col_indices
+
+    @property
+    def blocks(self) -> int:
+        """How many blocks are stored."""
+        return self.pattern.nnz
+
+    @property
+    def density(self) -> float:
+        """The fraction of the blocks that are stored."""
+        return self.blocks / max(1, self.pattern.shape[0] * self.pattern.shape[1])
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.values.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.values.device
+
+    def __repr__(self) -> str:
+        return (
+            f"BSR(shape={self.shape}, block={self.block}, blocks={self.blocks:,}, density={self.density:.3%}, "
+            f"dtype={self.dtype}, device={self.device})"
+        )
+
+    # ---- conversion
+
+    def to_dense(self) -> Tensor:
+        """(N, K), zero off the pattern; differentiable in ``values``."""
+        grid, (height, width) = self.pattern.shape, self.block
+        dense = self.values.new_zeros(grid[0] * grid[1], height, width)
+        dense = dense.index_copy(0, self.pattern.flat_indices(), self.values)
+        dense = dense.view(*grid, height, width).transpose(1, 2).reshape(grid[0] * height, grid[1] * width)
+        return dense[: self.shape[0], : self.shape[1]].contiguous()
+
+    def to_torch(self) -> Tensor:
+        """A detached ``torch.sparse_bsr`` tensor that shares ``values``.
+
+        Raises:
+            ValueError: blocks reach over the edge of the matrix, which torch does not have.
+        """
+        if any(side % part for side, part in zip(self.shape, self.block, strict=True)):
+            raise ValueError(f"torch.sparse_bsr needs a shape divisible by {self.block}, got {self.shape}")
+        return torch.sparse_bsr_tensor(self.crow_indices, self.col_indices, self.values.detach(), self.shape)
+
+    def transpose(self) -> "BSR":
+        """The (K, N) transpose, differentiable in ``values``."""
+        values = self.values[self.pattern.perm.long()].transpose(1, 2).contiguous()
+        return BSR(values, self.pattern.transpose(), self.shape[::-1])
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "BSR":
+        """On another device, or with values of another dtype; indices keep theirs."""
+        device = self.device if device is None else device
+        return BSR(self.values.to(device=device, dtype=dtype or self.dtype), self.pattern.to(device), self.shape)
+
+    def validate(self) -> None:
+        """Check every invariant of the format.
+
+        Raises:
+            ValueError: naming the first one that is broken.
+        """
+        checked = BSR.from_parts(self.crow_indices, self.col_indices, self.values, self.shape)
+        _require_transpose(self.pattern, checked.pattern)
 
 
 def _random_positions(total: int, count: int, chosen: Tensor, generator: torch.Generator | None) -> Tensor:

@@ -4,10 +4,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import emulator
+import numpy as np
 import torch
+import triton.language as tl
+from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
 import sparsekern
-from sparsekern.ops.backend import overridden
+from sparsekern._triton import IMPLEMENTATIONS
+from sparsekern.ops.backend import TRITON_ONLY, overridden
 
 GPU_DTYPES = (torch.bfloat16, torch.float16)
 
@@ -28,11 +32,30 @@ def available_backends() -> list[str]:
     return available_isas() + gpu_backends()
 
 
+def _mend_interpreter() -> None:
+    """Triton's interpreter keeps bfloat16 as integers, and its matrix product would multiply these."""
+    multiply = InterpreterBuilder.create_dot
+
+    def widened(factor: TensorHandle) -> TensorHandle:
+        if factor.dtype.scalar != tl.bfloat16:
+            return factor
+        return TensorHandle((factor.data.astype(np.uint32) << 16).view(np.float32), tl.float32)
+
+    def create_dot(self: InterpreterBuilder, a: TensorHandle, b: TensorHandle, *rest: object) -> TensorHandle:
+        return multiply(self, widened(a), widened(b), *rest)
+
+    InterpreterBuilder.create_dot = create_dot
+
+
+_mend_interpreter()
+
+
 @contextmanager
 def running(backend: str) -> Iterator[None]:
     """Within the block the ops run on ``backend``; new tensors are where it wants them."""
     if backend == "emulated":
-        with overridden({**emulator.implementations(), **emulator.WITHOUT_A_KERNEL}, "cpu"):
+        by_triton = {name: IMPLEMENTATIONS[name] for name in TRITON_ONLY}
+        with overridden({**emulator.implementations(), **emulator.WITHOUT_A_KERNEL, **by_triton}, "cpu"):
             yield
     elif backend == "cuda":
         with torch.device("cuda"):

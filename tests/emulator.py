@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from sparsekern.ops.backend import TRITON_ONLY
 from sparsekern.ops.csr_sddmm import sums_composite
 
 ROOT = Path(__file__).parent.parent
@@ -49,7 +50,7 @@ def implementations() -> dict[str, Callable[..., Any]]:
     names = [
         name.partition("::")[2] for name in torch._C._dispatch_get_all_op_names() if name.startswith("sparsekern::")
     ]
-    names = [name for name in names if name not in ON_THE_CPU_ONLY]
+    names = [name for name in names if name not in {*ON_THE_CPU_ONLY, *TRITON_ONLY}]
     library = torch.library.Library("sparsekern_emu", "DEF")
     for name in names:
         schema = str(getattr(torch.ops.sparsekern, name).default._schema)

@@ -13,8 +13,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import triton
@@ -89,7 +91,9 @@ def resources(kernel: Any) -> Resources:
         usage, sass = _disassemble(kernel.asm["cubin"])
         registers = int(re.findall(r"\bREG:(\d+)", usage)[0])
         spills = _instructions(sass, "LDL") + _instructions(sass, "STL")
-        return Resources(kernel.name, threads, registers, spills, shared, _instructions(sass, "LDG.E.128"))
+        return Resources(
+            kernel.name, threads, registers, spills, shared, _instructions(sass, r"LDG(?:STS)?(?:\.\w+)*\.128")
+        )
     text = kernel.asm["amdgcn"]
     wide_loads = len(re.findall(r"^\s*(?:buffer|global)_load_dwordx4\b", text, re.MULTILINE))
     spills = _amd_field(text, "private_segment_fixed_size")
@@ -109,8 +113,8 @@ def _run(tool: str, *arguments: str) -> str:
 
 
 def _instructions(sass: str, name: str) -> int:
-    """How many instructions are ``name``, whatever predicate and further modifiers they have."""
-    return len(re.findall(rf"^\s*/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?{re.escape(name)}\b", sass, re.MULTILINE))
+    """How many instructions match ``name``, whatever predicate and further modifiers they have."""
+    return len(re.findall(rf"^\s*/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?{name}\b", sass, re.MULTILINE))
 
 
 def _amd_field(text: str, field: str) -> int:
@@ -140,6 +144,21 @@ def launch_linear(dtype: torch.dtype, index: torch.dtype) -> None:
         IMPLEMENTATIONS["csr_sddmm"](y, x, *pattern)
 
 
+def launch_blocks(dtype: torch.dtype) -> None:
+    """The projections of a layer in blocks of which a tenth is there, with every tile that a GPU would try."""
+    side, modules = 64, [import_module(f"sparsekern._triton.bsr_{op}") for op in ("linear", "sddmm")]
+    tiles = "_TILES_WITHOUT_TENSOR_CORES" if dtype == torch.float32 else "_TILES"
+    rows, cols = HIDDEN // side, MODEL // side
+    blocks = rows * cols // 10
+    pattern = [empty(length, dtype=torch.int32) for length in (rows + 1, blocks, cols + 1, blocks, blocks)]
+    x, y, values = empty(TOKENS, MODEL, dtype=dtype), empty(TOKENS, HIDDEN, dtype=dtype), empty(blocks, side, side)
+    for of_linear, of_sddmm in zip(*(getattr(module, tiles) for module in modules), strict=True):
+        with patch.object(modules[0], tiles, (of_linear,)), patch.object(modules[1], tiles, (of_sddmm,)):
+            IMPLEMENTATIONS["bsr_linear"](x, values, *pattern, empty(HIDDEN), HIDDEN, False)
+            IMPLEMENTATIONS["bsr_sddmm"](y, x, *pattern, side, side)
+    IMPLEMENTATIONS["bsr_linear"](y, values, *pattern, None, MODEL, True)
+
+
 def launch_abs_topk(width: int, dtype: torch.dtype) -> None:
     x = empty(TOKENS, width, dtype=dtype)
     _, kept = IMPLEMENTATIONS["abs_topk"](x, width // 16)
@@ -164,6 +183,8 @@ def launch_all() -> Iterator[tuple[str, Callable[[], None]]]:
     yield "float32 int64", partial(launch_linear, torch.float32, torch.int64)
     yield "float32 wide", partial(launch_abs_topk, 65536, torch.float32)
     yield "float32", launch_project
+    yield "float32", partial(launch_blocks, torch.float32)
+    yield "bfloat16", partial(launch_blocks, torch.bfloat16)
 
 
 def main() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparsekern import CSR, Pattern, ops
+from sparsekern import BSR, CSR, Pattern, ops
 from sparsekern.formats import ActivePattern
 from sparsekern.ops import reference
 
@@ -66,6 +66,7 @@ class OpCase:
     shapes: tuple[Any, ...]  # the first where one is enough
     small: tuple[Any, ...]  # for numerical gradients; empty where there is no gradient
     raw: Callable[[Draw], Iterable[RawCall]]
+    rounds_values: bool = False  # on a GPU to the dtype of narrow activations, for tensor cores
     rounding: float = 4.0  # allowed error, in units of eps times the sum of absolute products; 0 for ops that only move
 
     def __str__(self) -> str:
@@ -174,6 +175,66 @@ def build_sddmm(shape: Shape, draw: Draw) -> Problem:
     )
 
 
+# ---- the same over blocks
+
+
+@dataclass(frozen=True)
+class Blocks:
+    lead: tuple[int, ...]
+    n: int
+    k: int
+    block: tuple[int, int]
+    blocks: int
+
+    def __str__(self) -> str:
+        of = f"{self.blocks} of {self.block[0]}x{self.block[1]}"
+        return f"{'x'.join(map(str, self.lead)) or 'vector'},{self.n}x{self.k},{of}"
+
+
+BLOCKS = (
+    Blocks((70,), 96, 160, (16, 32), 12),
+    Blocks((), 16, 16, (16, 16), 1),
+    Blocks((1,), 5, 7, (16, 16), 1),  # smaller than a block
+    Blocks((3,), 33, 70, (32, 16), 4),  # ragged edges, empty rows of the grid
+    Blocks((2, 3), 70, 130, (64, 128), 2),
+    Blocks((5,), 130, 65, (128, 64), 4),  # full
+    Blocks((33,), 40, 40, (16, 16), 0),
+    Blocks((0,), 40, 40, (16, 16), 3),
+    Blocks((3,), 0, 40, (16, 16), 0),
+    Blocks((3,), 40, 0, (16, 16), 0),
+    Blocks((600,), 17, 31, (16, 16), 3),  # bsr_sddmm: two slabs of tokens
+)
+SMALL_BLOCKS = (Blocks((2,), 18, 5, (16, 16), 1), Blocks((), 5, 18, (16, 16), 2))
+
+
+def draw_blocks(shape: Blocks, draw: Draw) -> BSR:
+    """What blocks hold over the edge of the matrix is NaN, which must not show."""
+    w = BSR.random(shape.n, shape.k, shape.block, blocks=shape.blocks, generator=draw.generator)
+    where = Pattern.build(w.crow_indices.to(draw.index), w.col_indices.to(draw.index), w.pattern.shape)
+    w = BSR(w.values, where, w.shape).to(torch.get_default_device())
+    inside = w.gather(torch.ones(shape.n, shape.k)).values == 1
+    return w.with_values(torch.where(inside, draw.weight(*w.values.shape), torch.nan))
+
+
+def build_bsr_linear(shape: Blocks, draw: Draw, with_bias: bool) -> Problem:
+    w = draw_blocks(shape, draw)
+    inputs = (draw.normal(*shape.lead, shape.k), w.values, *([draw.weight(shape.n)] if with_bias else []))
+    return Problem(
+        lambda x, values, *bias: ops.bsr_linear(x, w.with_values(values), *bias),
+        lambda x, values, *bias: reference.bsr_linear(x, w.with_values(values), *bias),
+        inputs,
+    )
+
+
+def build_bsr_sddmm(shape: Blocks, draw: Draw) -> Problem:
+    w = draw_blocks(shape, draw)
+    return Problem(
+        lambda a, b: ops.bsr_sddmm(a, b, w),
+        lambda a, b: reference.bsr_sddmm(a, b, w),
+        (draw.normal(*shape.lead, shape.n), draw.normal(*shape.lead, shape.k)),
+    )
+
+
 def build_embedding(shape: Shape, draw: Draw) -> Problem:
     w, ids = draw.csr(shape.n, shape.k, shape.nnz), draw.ids(shape.lead, shape.n)
     return Problem(
@@ -231,6 +292,21 @@ def raw_linear_active(draw: Draw, with_bias: bool) -> Iterable[RawCall]:
 def raw_observe(draw: Draw) -> Iterable[RawCall]:
     y, x, dy_squares, x_squares = grads(draw.normal(3, 5), draw.normal(3, 7), draw.normal(5), draw.normal(7))
     yield raw.observe.default, (y, x.detach(), dy_squares, x_squares)
+
+
+def raw_bsr_linear(draw: Draw, with_bias: bool) -> Iterable[RawCall]:
+    w = BSR.random(40, 20, 16, blocks=3, generator=draw.generator, dtype=value_dtype(draw.dtype))
+    w = w.to(torch.get_default_device())
+    x, g, bias, values = grads(draw.normal(3, 20), draw.normal(3, 40), draw.normal(40), w.values)
+    if with_bias:
+        yield raw.bsr_linear.default, (x, values, *w.pattern.tensors, bias, 40, False)
+    else:
+        yield raw.bsr_linear.default, (g, values, *w.pattern.tensors, None, 20, True)
+
+
+def raw_bsr_sddmm(draw: Draw) -> Iterable[RawCall]:
+    w = BSR.random(40, 20, (16, 32), blocks=2, generator=draw.generator).to(torch.get_default_device())
+    yield raw.bsr_sddmm.default, (*grads(draw.normal(3, 40), draw.normal(3, 20)), *w.pattern.tensors, 16, 32)
 
 
 def raw_sddmm(draw: Draw) -> Iterable[RawCall]:
@@ -416,6 +492,18 @@ CASES = (
         )
         for suffix, with_bias in (("", False), ("+bias", True))
     ),
+    *(
+        OpCase(
+            f"bsr_linear{suffix}",
+            partial(build_bsr_linear, with_bias=with_bias),
+            BLOCKS,
+            SMALL_BLOCKS,
+            partial(raw_bsr_linear, with_bias=with_bias),
+            rounds_values=True,
+        )
+        for suffix, with_bias in (("", False), ("+bias", True))
+    ),
+    OpCase("bsr_sddmm", build_bsr_sddmm, BLOCKS, SMALL_BLOCKS, raw_bsr_sddmm, rounds_values=True),
     OpCase("csr_sddmm", build_sddmm, SHAPES, SMALL, raw_sddmm),
     OpCase("csr_embedding", build_embedding, TABLES, SMALL, raw_embedding),
     OpCase("csr_gather", build_gather, PATTERNS, SMALL[:1], raw_gather, rounding=0),

@@ -14,6 +14,8 @@ import pytest
 import torch
 from emulator import BY_TORCH
 
+from sparsekern.ops.backend import TRITON_ONLY
+
 if not (shutil.which("nvcc") or os.environ.get("CUDACXX")):
     pytest.skip("needs nvcc, CUDA's compiler", allow_module_level=True)
 
@@ -22,7 +24,7 @@ pytestmark = pytest.mark.xdist_group("nvcc")  # one process builds
 BUILD = ROOT / "build" / "cuda-check"  # kept: a second run compiles only what has changed
 ARCHS = ("sm_80", "sm_90a", "sm_100")
 KERNELS = sorted(path.stem for path in (ROOT / "csrc" / "cuda").glob("*.cu"))
-BINDINGS = sorted({path.stem for path in (ROOT / "csrc" / "torch").glob("*.cpp")} - {"native", *BY_TORCH})
+BINDINGS = sorted({path.stem for path in (ROOT / "csrc" / "torch").glob("*.cpp")} - {"native", *BY_TORCH, *TRITON_ONLY})
 MOST_STATIC_SHARED = 48 << 10
 
 # Kernels that stream, by file: each must read memory 16 bytes at a time.

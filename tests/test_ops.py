@@ -91,8 +91,13 @@ def assert_right(
     # the ops that round are multilinear: on absolute values they give the sums of absolute products
     absolute = tuple(t.abs() for t in inputs)
     scale = outcome(problem.reference, absolute, None if cotangent is None else cotangent.abs())
+    rounding = case.rounding
+    narrow = problem.inputs[0].dtype
+    if case.rounds_values and narrow in GPU_DTYPES:  # to an ulp, not to half of one, by Triton's interpreter
+        rounding += 1.01 * torch.finfo(narrow).eps / torch.finfo(torch.float32).eps
+        half_ulps = 2
     for a, e, s in zip(actual, expected, scale, strict=True):
-        assert_within(a, e, s, case.rounding, half_ulps)
+        assert_within(a, e, s, rounding, half_ulps)
 
 
 def assert_same_bits(actual: list[Tensor], expected: list[Tensor]) -> None:
@@ -132,8 +137,10 @@ def test_float16(case: OpCase, shape: Any, gpu_backend: str) -> None:
 def test_numerical_gradients(case: OpCase, shape: Any, backend: str) -> None:
     problem = case.build(shape, Draw())
     leaves = tuple(t.requires_grad_() for t in problem.inputs)
-    assert torch.autograd.gradcheck(problem.op, leaves)
-    assert torch.autograd.gradgradcheck(problem.op, leaves)
+    is_large = problem.op(*leaves).numel() + sum(map(Tensor.numel, leaves)) > 100
+    # where it is, in a random direction instead of along every axis
+    assert torch.autograd.gradcheck(problem.op, leaves, fast_mode=is_large)
+    assert torch.autograd.gradgradcheck(problem.op, leaves, fast_mode=is_large)
 
 
 @pytest.mark.parametrize("name", RAW_CALLS)

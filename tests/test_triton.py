@@ -9,7 +9,7 @@ import pytest
 import torch
 from backends import GPU_DTYPES
 from emulator import ON_THE_CPU_ONLY, WITHOUT_A_KERNEL
-from opcases import BUDGETS, CASES, RAW_CALLS, ROWS, Budget, Draw, OpCase, Rows, Shape, raw
+from opcases import BLOCKS, BUDGETS, CASES, RAW_CALLS, ROWS, Budget, Draw, OpCase, Rows, Shape, raw
 from test_adamw_project import check_steps
 from test_adamw_select import CASES as ACTIVE
 from test_adamw_select import check_steps as check_select_steps
@@ -89,6 +89,8 @@ def quick_shapes(case: OpCase) -> tuple[Any, ...]:
         smaller = (Rows((9, 257), 64),)
     elif case.name == "topk_project_":
         smaller = SMALLER_BUDGETS
+    elif case.name.startswith("bsr_"):
+        return BLOCKS  # small enough
     else:
         smaller = (Shape((17,), 33, 20, 33 * 20), Shape((270,), 20, 30, 100))  # full; several blocks of tokens
     return (*filter(is_quick, case.shapes), *smaller)
@@ -99,6 +101,8 @@ def few_shapes(case: OpCase) -> tuple[Any, ...]:
         return (*ROWS[1:5], Rows((9, 203), 31))
     if case.name == "topk_project_":
         return (*BUDGETS[1:4], *SMALLER_BUDGETS[1:])
+    if case.name.startswith("bsr_"):
+        return BLOCKS[:4]
     return (Shape((33,), 35, 70, 300), Shape((2, 3), 5, 70, 100), Shape((3,), 70, 5, 30), Shape((), 5, 7, 9))
 
 
@@ -156,7 +160,7 @@ def test_strides_do_not_matter(case: OpCase, layout: Callable[[Tensor], Tensor])
     assert_right(case, problem, None if cotangent is None else layout(cotangent), layout)
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if case.name.startswith("csr_")], ids=str)
+@pytest.mark.parametrize("case", [case for case in CASES if case.name.startswith(("bsr_", "csr_"))], ids=str)
 def test_wide_indices(case: OpCase) -> None:
     shape = few_shapes(case)[0]
     assert_same_bits(run(case, shape, drawn(index=torch.int64)), run(case, shape, drawn()))

@@ -17,6 +17,8 @@ REGISTERS = {"80": 65536, "90": 65536, "100": 65536, "gfx942": 4 * 512 * 64}  # 
 EVERYWHERE = 99 * KIB  # consumer GPUs have no more
 KERNELS = {
     "_abs_topk",
+    "_bsr_linear",
+    "_bsr_sddmm",
     "_count_digits",
     "_count_rows",
     "_csr_linear",
@@ -74,5 +76,7 @@ def test_programs_fit_a_multiprocessor(report: Report, target: str) -> None:
 
 @every_target
 def test_activations_and_weights_are_read_in_wide_loads(report: Report, target: str) -> None:
-    for row in on(report, target, "_abs_topk", "_csr_linear", "_csr_sddmm", "_count_digits", "_write_rows"):
+    streaming = ("_abs_topk", "_csr_linear", "_csr_sddmm", "_count_digits", "_write_rows")
+    on_tensor_cores = [row for row in on(report, target, "_bsr_linear", "_bsr_sddmm") if "float16" in row["arguments"]]
+    for row in [*on(report, target, *streaming), *on_tensor_cores]:
         assert row["wide_loads"] > 0, row

@@ -20,12 +20,13 @@ constexpr int kMinPanelVectors = int(sizeof(Math<S>) / sizeof(S));  // at least 
 template <class S, int V>
 constexpr int kPanelTokens = V * kLanes<Math<S>>;
 
-// How many vectors of tokens a panel of `features` is wide: 1 (not of bfloat16), 2 or 4. Depends on the shape alone.
+// How many vectors of tokens a panel of `features` is wide: 1 (not of bfloat16), 2 or 4; `most` bytes if it can be.
+// Depends on the shape alone.
 template <class S>
-inline int panel_vectors(int64_t features, int64_t tokens) {
+inline int panel_vectors(int64_t features, int64_t tokens, int64_t most = kPanelBytes) {
   int v = kMaxPanelVectors;
   const int64_t bytes = kVectorBytes / kMinPanelVectors<S> * features;  // of a panel of one vector
-  while (v > kMinPanelVectors<S> && (v * bytes > kPanelBytes || (v / 2) * kLanes<Math<S>> >= tokens)) v /= 2;
+  while (v > kMinPanelVectors<S> && (v * bytes > most || (v / 2) * kLanes<Math<S>> >= tokens)) v /= 2;
   return v;
 }
 

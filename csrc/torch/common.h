@@ -114,6 +114,14 @@ inline int64_t leading(const Tensor& t) {
   return n;
 }
 
+// Whether a and b differ in their last dimension at most.
+inline bool same_leading(const Tensor& a, const Tensor& b) {
+  if (a.dim() != b.dim()) return false;
+  for (int64_t d = 0; d + 1 < a.dim(); ++d)
+    if (a.size(d) != b.size(d)) return false;
+  return true;
+}
+
 // t's shape with the last dimension replaced.
 inline std::vector<int64_t> with_last(const Tensor& t, int64_t last) {
   std::vector<int64_t> sizes;

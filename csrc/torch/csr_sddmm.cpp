@@ -8,13 +8,6 @@
 namespace sk {
 namespace {
 
-bool same_leading(const Tensor& a, const Tensor& b) {
-  if (a.dim() != b.dim()) return false;
-  for (int64_t d = 0; d + 1 < a.dim(); ++d)
-    if (a.size(d) != b.size(d)) return false;
-  return true;
-}
-
 // The values, and where `sums` is not null the sums over the tokens of a.
 Tensor sampled(const char* op, const Tensor& a_in, const Tensor& b_in, const Tensor& crow, const Tensor& col,
                const Tensor& ccol, Tensor* sums) {

@@ -13,6 +13,8 @@ from . import plain
 from .abs_topk import abs_topk, abs_topk_backward
 from .adamw_project import adamw_project_
 from .adamw_select import adamw_select_
+from .bsr_linear import bsr_linear
+from .bsr_sddmm import bsr_sddmm
 from .csr_linear import csr_linear, csr_linear_backward
 from .csr_sddmm import csr_sddmm
 from .topk_project import topk_project_, topk_select
@@ -32,6 +34,8 @@ def _on_its_device(function: Callable[..., Any]) -> Callable[..., Any]:
 _TRITON = (
     adamw_project_,
     adamw_select_,
+    bsr_linear,
+    bsr_sddmm,
     csr_linear,
     csr_linear_backward,
     csr_sddmm,

@@ -10,6 +10,7 @@ VALUE_DTYPES = {
     torch.float16: torch.float32,
     torch.float64: torch.float64,
 }
+BLOCK_SIDES = (16, 32, 64, 128)
 _SCALAR_TYPES = {
     torch.float32: "Float",
     torch.bfloat16: "BFloat16",
@@ -62,3 +63,24 @@ def check_pattern(op: str, crow: Tensor, col: Tensor) -> None:
         raise RuntimeError(f"{op}: crow_indices must have at least one element")
     check_vector(op, "crow_indices", crow, crow.dtype, crow.numel())
     check_vector(op, "col_indices", col, crow.dtype, col.numel())
+
+
+def check_side(op: str, name: str, side: int) -> None:
+    if side not in BLOCK_SIDES:
+        raise RuntimeError(f"{op}: {name} must be one of {', '.join(map(str, BLOCK_SIDES))}, got {side}")
+
+
+def check_blocks(op: str, name: str, t: Tensor, dtype: torch.dtype, count: int) -> None:
+    """``count`` blocks of any allowed sides."""
+    if t.dim() != 3 or t.shape[0] != count:
+        raise RuntimeError(f"{op}: {name} must be {count} blocks, got shape {shape_of(t)}")
+    check_side(op, "block_rows", t.shape[1])
+    check_side(op, "block_cols", t.shape[2])
+    if t.dtype != dtype:
+        raise RuntimeError(f"{op}: {name} must have scalar type {_SCALAR_TYPES[dtype]}, got {scalar_type(t)}")
+
+
+def check_grid(op: str, name: str, features: int, parts: int, block: int) -> None:
+    """``features`` are cut into exactly ``parts`` blocks."""
+    if not (parts - 1) * block < features <= parts * block:
+        raise RuntimeError(f"{op}: {name} must fill {parts} blocks of {block}, got {features}")

@@ -9,6 +9,8 @@ from .abs_topk import abs_topk
 from .adamw_project import adamw_project_
 from .adamw_select import ActiveMatrix, adamw_select_
 from .backend import gpu_backend, load_gpu_kernels, use_backend
+from .bsr_linear import bsr_linear, dds, dsd
+from .bsr_sddmm import bsr_sddmm, sdd
 from .causal_attention import causal_attention
 from .choice import KernelChoice, TilePlan, choose_linear, plan_tiles
 from .csr_embedding import csr_embedding
@@ -28,6 +30,8 @@ __all__ = [
     "abs_topk",
     "adamw_project_",
     "adamw_select_",
+    "bsr_linear",
+    "bsr_sddmm",
     "causal_attention",
     "check_status",
     "choose_linear",
@@ -36,11 +40,14 @@ __all__ = [
     "csr_linear_active",
     "csr_linear_dense_grad",
     "csr_sddmm",
+    "dds",
+    "dsd",
     "gpu_backend",
     "observe",
     "plan_tiles",
     "reference",
     "rms_norm",
+    "sdd",
     "topk_project_",
     "use_backend",
 ]

@@ -65,16 +65,19 @@ def load_gpu_kernels() -> None:
     """Load or install what :func:`gpu_backend` names."""
     if gpu_backend() == "cuda":
         torch.ops.load_library(CUDA_LIBRARY)
+        _installed.append(install({name: _deferred(name) for name in TRITON_ONLY}, "cuda"))
     elif gpu_backend() == "triton":
         _installed.append(install({name: _deferred(name) for name in TRITON_OPS}, "cuda"))
 
 
+TRITON_ONLY = ("bsr_linear", "bsr_sddmm")  # blocks are Triton's home: there are no CUDA C++ kernels
 # The keys of sparsekern._triton.IMPLEMENTATIONS, without importing it: that would import Triton.
 TRITON_OPS = (
     "abs_topk",
     "abs_topk_backward",
     "adamw_project_",
     "adamw_select_",
+    *TRITON_ONLY,
     "csr_embedding",
     "csr_embedding_backward",
     "csr_gather",

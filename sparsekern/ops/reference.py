@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from ..formats import CSR, ActivePattern, Pattern
+    from ..formats import BSR, CSR, ActivePattern, Pattern
     from .adamw_select import ActiveMatrix
 
 
@@ -50,6 +50,15 @@ def csr_linear_active(x: Tensor, active: Tensor, pattern: "ActivePattern", bias:
 def csr_sddmm(a: Tensor, b: Tensor, w: "CSR") -> Tensor:
     product = as_matrix(a).T @ as_matrix(b)
     return product[row_indices(w.pattern), w.pattern.col_indices.long()]
+
+
+def bsr_linear(x: Tensor, w: "BSR", bias: Tensor | None = None) -> Tensor:
+    y = x @ w.to_dense().T
+    return y if bias is None else y + bias
+
+
+def bsr_sddmm(a: Tensor, b: Tensor, w: "BSR") -> Tensor:
+    return w.gather(as_matrix(a).T @ as_matrix(b)).values
 
 
 def causal_attention(q: Tensor, k: Tensor, v: Tensor, sink: Tensor | None = None) -> Tensor:
