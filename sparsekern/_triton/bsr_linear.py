@@ -3,7 +3,6 @@
 With activations of 16 bits the values are rounded to these, as torch's own matmul would want them; sums are float32.
 """
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor

@@ -5,6 +5,8 @@ from dataclasses import replace
 from functools import partial
 from itertools import product
 
+from ..formats import BLOCK_SIDES
+from .blocks import build_blocks
 from .linear import build_conversion, build_layer, build_linear, build_sddmm
 from .measure import Builder, Case
 from .ops import (
@@ -21,6 +23,11 @@ BUILDERS: Mapping[str, Builder] = {
     "csr_linear": partial(build_linear, backward=False),
     "csr_linear forward and backward": partial(build_linear, backward=True),
     "csr_sddmm": build_sddmm,
+    **{f"bsr_linear {side}": partial(build_blocks, side=side, backward=False) for side in BLOCK_SIDES},
+    **{
+        f"bsr_linear {side} forward and backward": partial(build_blocks, side=side, backward=True)
+        for side in BLOCK_SIDES
+    },
     "SparseLinear": build_layer,
     "CSR.from_dense": build_conversion,
     "causal_attention": partial(build_attention, backward=False),
@@ -36,8 +43,10 @@ BUILDERS: Mapping[str, Builder] = {
     "sparse training step": partial(build_training_step, mode="sparse"),
 }
 LINEAR = ("csr_linear", "csr_linear forward and backward")  # what is compared over densities
+BLOCKS = tuple(op for op in BUILDERS if op.startswith("bsr_"))
 PER_WEIGHT = (*LINEAR, "csr_sddmm", "SparseLinear", "CSR.from_dense")
 ATTENTIONS = ("causal_attention", "causal_attention forward and backward")
+BLOCK_DENSITIES = (0.1, 0.5, 0.2, 0.05, 0.01)
 GPU_DENSITIES = (0.004, 0.1, 0.05, 0.02, 0.01, 0.001)
 GPU_TOKENS = (65536, 2048, 16)
 SHAPE = (8192, 2048)  # c_fc of the published model: 2048 -> 8192
@@ -81,6 +90,7 @@ def sweep() -> list[Case]:
         *(Case(op, "f32", 65536, *SHAPE, d) for op, d in product(LINEAR, GPU_DENSITIES)),
         *(Case("abs_topk", "f32", 65536, w, w, 0.25) for w in (2048, 8192)),
         Case("adamw_select_", "f32", 0, *MODEL),
+        *(Case(op, "bf16", 65536, *SHAPE, d) for op, d in product(BLOCKS, BLOCK_DENSITIES)),
     ]
     already = set(goals())
     ordered = [*linear[: len(GPU_DENSITIES) * 2], *others, *linear[len(GPU_DENSITIES) * 2 :]]
@@ -104,6 +114,7 @@ def cpu() -> list[Case]:
         *(Case("abs_topk", dtype, 2048, 4096, 4096, 0.25) for dtype in dtypes),
         *(Case("topk_project_", "f32", 0, *square, d) for d in (0.001, 0.1)),
         *(Case(op, dtype, 2048, *ATTENTION, 1.0) for op, dtype in product(ATTENTIONS, dtypes)),
+        *(Case(op, dtype, 2048, *square, d) for d, dtype, op in product((0.1, 0.5), dtypes, BLOCKS) if "64" in op),
     ]
     cases += [case for op in LINEAR for case in linear(op, 2048, SHAPE, (*CPU_DENSITIES, *CPU_CURVE))]
     cases += [
@@ -116,6 +127,7 @@ def cpu() -> list[Case]:
     for tokens, op in product(CPU_TOKENS, (*LINEAR, "SparseLinear")):
         cases += linear(op, tokens, SHAPE, CPU_DENSITIES)
     cases += [
+        *(Case(op, "f32", 2048, *square, d) for op, d in product(BLOCKS, BLOCK_DENSITIES)),
         Case("abs_topk_backward", "f32", 2048, 8192, 8192, 0.25),
         *(Case(op, "f32", 2048, 2048, 2048, 1 / 256) for op in ("csr_embedding", "csr_embedding_backward")),
     ]
@@ -129,6 +141,7 @@ def quick() -> list[Case]:
         *(Case("csr_linear", "f32", 256, *shape, d) for d in (*CPU_DENSITIES, 0.2)),
         *(Case("csr_linear forward and backward", "f32", 256, *shape, d) for d in CPU_DENSITIES),
         *(Case(op, "f32", 256, *shape, 0.01) for op in ("csr_sddmm", "SparseLinear")),
+        *(Case(op, "f32", 256, *shape, 0.1) for op in BLOCKS if "64" in op),
         Case("CSR.from_dense", "f32", 0, *shape, 0.01),
         *(Case(op, "f32", 256, *ATTENTION, 1.0) for op in ATTENTIONS),
         Case("abs_topk", "f32", 256, 4096, 4096, 0.25),
@@ -159,6 +172,7 @@ def shrunk(case: Case) -> Case:
         "adamw_project_": model,
         "adamw_select_": model,
         "topk_project_": (0, 33, 70),
+        **dict.fromkeys(BLOCKS, (40, 256, 256)),
         "training step": (64, 32, 1),
         "sparse training step": (64, 32, 1),
     }

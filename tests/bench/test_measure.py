@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sparsekern.bench.cases import BUILDERS, GROUPS, PER_WEIGHT, cases_of, cpu, quick
+from sparsekern.bench.cases import BLOCKS, BUILDERS, GROUPS, PER_WEIGHT, cases_of, cpu, quick
 from sparsekern.bench.measure import COPY, FMA, Case, Problem, Work, all_contenders, assert_close, measure, outpaced
 from sparsekern.ops.backend import overridden
 
@@ -34,7 +34,7 @@ def test_every_contender_is_right(case: Case) -> None:
     assert len(timed) >= 2
     compared = any(name.startswith(baseline) for name in timed)
     assert compared or (baseline == "torch.sparse" and case.density > 0.1)
-    if case.op in PER_WEIGHT and case.op != "CSR.from_dense":
+    if case.op in (*PER_WEIGHT, *BLOCKS) and case.op != "CSR.from_dense":
         assert {"copy", "fma", "dense f32", "dense bf16"} <= timed
     if case.op == "csr_linear":
         sparse = {"torch.sparse CSR f32", "torch.sparse CSR f32, (w @ x.T).T"} if case.density <= 0.1 else set()
@@ -68,6 +68,12 @@ WRONG: dict[str, tuple[str, Callable[..., Any]]] = {
         lambda grad, x, values, *_: (x.clone(), values.clone()),
     ),
     "csr_sddmm": ("csr_sddmm", lambda a, b, crow, col, *_: a.new_ones(col.numel())),
+    **{
+        op: ("bsr_sddmm", lambda a, b, crow, col, *rest: a.new_ones(col.numel(), *rest[-2:]))
+        if op.endswith("backward")
+        else ("bsr_linear", lambda x, values, *rest: x.new_ones(len(x), rest[-2]))
+        for op in BLOCKS
+    },
     "SparseLinear": ("csr_linear", lambda x, values, *rest: x.new_ones(len(x), rest[0].numel() - 1)),
     "CSR.from_dense": ("topk_select", lambda weight, *k: raw.topk_project_(torch.ones_like(weight), *k)),
     "causal_attention": ("causal_attention", lambda q, k, v, sink: (v.clone(), q.new_ones(q.shape[:3]))),
