@@ -11,6 +11,7 @@ Whole runs (results/training_cpu.csv), side by side, one thread each:
     variants     constants of sparse mode
     norm         ways to know the gradient's norm
     parity       exact mode against sparse mode at each switch point and against other rules
+    blocks       exact mode at one number of nonzeros, one by one or in blocks of 4, 16 and 32
     cost         small dense models, to see which one is the cheapest that is as good as a sparse one
 Steps (results/training_steps_cpu.csv), one after the other; nothing else should run:
     speed        a step of sparse mode, exact mode and masked dense PyTorch, by parts
@@ -41,7 +42,7 @@ from rich.console import Console
 from sparsekern import keep_freed_memory
 from sparsekern.bench import scale, steps, tables
 from sparsekern.bench.record import device_name
-from sparsekern.bench.studies import DENSE, METHODS, SETTINGS, SHIPPED, run
+from sparsekern.bench.studies import BLOCKS, DENSE, METHODS, SETTINGS, SHIPPED, run
 from sparsekern.data import load_corpus
 from sparsekern.recipe import PRESETS
 
@@ -54,6 +55,7 @@ console = Console(soft_wrap=True, highlight=False)
 
 RATES = (0.015, 0.03, 0.06, 0.12)
 DENSE_RATES = (0.0025, 0.005, 0.01, 0.02, 0.04)
+BLOCK_RATES = (0.03, 0.06)
 ANNEAL_ENDS = (0.1, 0.2, 0.3, 0.5)
 TUNING_SEED = 100  # not among those that are compared
 RIVALS = [name for name in METHODS if name.startswith(("SET", "RigL"))]
@@ -94,7 +96,7 @@ PARITY = [
     "sparse, never dense, 4 candidates, refresh 20",
 ]
 METHODS_OF = {"parity": PARITY, "norm": NORM, "variants": VARIANTS, "cheap": CHEAP, "shapes": SHAPES}
-WHOLE_RUNS = ("tune", "tune rivals", "anneal", "shapes", "cheap", "variants", "norm", "parity", "cost")
+WHOLE_RUNS = ("tune", "tune rivals", "anneal", "shapes", "cheap", "variants", "norm", "parity", "blocks", "cost")
 JOB = ("study", "setting", "method", "seed", "lr", "anneal_end")
 FIELDS = (*JOB, "held_out", "train", "seconds", "steps_taken", "device", "torch", "command")
 
@@ -118,6 +120,9 @@ def families_of(study: str, settings: list[str], seeds: list[int], only: list[st
         for (name, config), rate in itertools.product(DENSE.items(), DENSE_RATES):
             families.append([(study, name, "exact", seeds[0], rate, config.anneal_end)])
         return families
+    if study == "blocks":
+        jobs = itertools.product(BLOCKS.items(), seeds, BLOCK_RATES)
+        return [[(study, name, "exact", seed, rate, config.anneal_end)] for (name, config), seed, rate in jobs]
     for name in settings:
         lr, end = SETTINGS[name].lr, SETTINGS[name].anneal_end
         if study == "tune":
@@ -139,7 +144,7 @@ def run_family(family: list[Job], finished: set[Job], rows: "mp.Queue[dict[str, 
     missing = [job for job in family if job not in finished]
     for job in family:
         _, setting, method, seed, lr, end = job
-        config = replace((SETTINGS | DENSE)[setting], seed=seed, lr=lr, anneal_end=end)
+        config = replace((SETTINGS | DENSE | BLOCKS)[setting], seed=seed, lr=lr, anneal_end=end)
         place = f"{setting}-{seed}-{lr}-{end}".replace(" ", "").replace("%", "")
         trunk, scratch = SCRATCH / "trunks" / place, SCRATCH / f"{place}-{os.getpid()}"
         points = {METHODS[other[2]].branches_at for other in missing} - {None}

@@ -53,6 +53,9 @@ def train(
     context: Annotated[int | None, typer.Option(help="Tokens per sequence.")] = None,
     batch: Annotated[int | None, typer.Option(help="Sequences per step.")] = None,
     min_alive: Annotated[int | None, typer.Option(help="Nonzeros that every neuron keeps.")] = None,
+    weight_blocks: Annotated[
+        str | None, typer.Option(help="Side of dense blocks: 32, or mlp.c_fc=64,mlp.c_proj=64.")
+    ] = None,
     mode: Annotated[str | None, typer.Option(help="sparse, or exact: with dense weight gradients to the end.")] = None,
     switch: Annotated[
         str | None, typer.Option(help="Sparse mode begins at: end-of-anneal, density (10 %) or never-dense.")

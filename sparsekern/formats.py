@@ -361,12 +361,18 @@ class BSR:
         *,
         blocks: int | None = None,
         density: float | None = None,
+        floor: int = 0,
+        axis: int | None = None,
         generator: torch.Generator | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> "BSR":
-        """An (n, k) matrix with uniformly random blocks of standard normal values, on the generator's device."""
+        """An (n, k) matrix with uniformly random blocks of standard normal values, on the generator's device.
+
+        Every row (axis 0) or column (axis 1) of the grid has at least ``floor`` blocks.
+        """
         sides = block_sides(block)
-        where = CSR.random(*grid_shape((n, k), sides), nnz=blocks, density=density, generator=generator)
+        rows, cols = grid_shape((n, k), sides)
+        where = CSR.random(rows, cols, nnz=blocks, density=density, floor=floor, axis=axis, generator=generator)
         values = torch.randn(where.nnz, *sides, generator=generator, dtype=dtype, device=where.device)
         return cls(values, where.pattern, (n, k))
 

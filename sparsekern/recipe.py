@@ -3,6 +3,7 @@
 import json
 from dataclasses import dataclass, fields
 
+from .formats import BLOCK_SIDES
 from .models import GPTConfig
 from .optim import Anneal
 
@@ -15,7 +16,8 @@ class TrainConfig:
 
     Attributes:
         sources: files, folders or globs; empty means the running Python's standard library.
-        vocab_size, d_model, n_layer, d_head, d_mlp, afrac: of the model (see :class:`sparsekern.models.GPTConfig`).
+        vocab_size, d_model, n_layer, d_head, d_mlp, afrac, weight_blocks: of the model (see
+            :class:`sparsekern.models.GPTConfig`).
         bigram: "learned" as published, or "counts": the fixed log-probabilities of a smoothed count bigram, which a
             short run would spend most of its tokens on.
         context, batch: tokens per sequence and sequences per step.
@@ -40,6 +42,7 @@ class TrainConfig:
     d_head: int = 16
     d_mlp: int | None = None
     afrac: float | None = 0.25
+    weight_blocks: str = ""
     bigram: str = "learned"
     context: int = 256
     batch: int = 16
@@ -88,6 +91,9 @@ class TrainConfig:
             raise ValueError(f"start_factor must be at least 1, got {self.start_factor}")
         if self.dtype not in ("f32", "bf16"):
             raise ValueError(f"dtype must be f32 or bf16, got {self.dtype!r}")
+        without = set(self.model.blocks.values()) - set(BLOCK_SIDES)
+        if self.mode == "sparse" and without:
+            raise ValueError(f"weight_blocks of sparse mode must be among {BLOCK_SIDES}, got {sorted(without)}")
         self.schedule(self.density), self.model  # these check themselves
 
     @property
@@ -100,6 +106,7 @@ class TrainConfig:
             d_model=self.d_model,
             d_mlp=self.d_mlp,
             afrac=self.afrac,
+            weight_blocks=self.weight_blocks,
             learnable_bigram_table=self.bigram == "learned",
         )
 

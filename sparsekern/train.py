@@ -210,14 +210,14 @@ class Trainer:
             if self.config.is_sparse_after(density) and self.optimizer.mode == "exact":
                 self.optimizer.to_sparse_()
         self.step += 1
-        nnz = sum(w.nnz for w in self.sparse_weights)
+        nnz = sum(w.entries for w in self.sparse_weights)
         taken = distributed.mean(loss.detach()), self.optimizer.gradient_rms
         self._taken.append(_Taken(self.step, *taken, lr, self._density(), nnz))
 
     def _density(self) -> float:
         """Of the matrices; in sparse mode it follows the schedule in stages."""
         matrices = self.model.matrices()
-        return sum(w.nnz for w in matrices) / sum(w.shape[0] * w.shape[1] for w in matrices)
+        return sum(w.entries for w in matrices) / sum(w.shape[0] * w.shape[1] for w in matrices)
 
     def _is_to_stop(self) -> bool:
         if distributed.world_size() == 1:
@@ -326,12 +326,12 @@ class Trainer:
         for name, module in self.model.named_modules():
             if isinstance(module, SparseWeight) and module.floor:
                 assert module.axis is not None
-                needed = module.floor * module.shape[module.axis]
-                budget = int(self.config.density * module.shape[0] * module.shape[1])
+                needed = module.floor * module.grid[module.axis]
+                budget = int(self.config.density * module.positions)
                 if needed > budget:
                     raise ValueError(
-                        f"density {self.config.density} leaves {name} {budget} nonzeros, but min_alive="
-                        f"{module.floor} needs {needed}: raise density or lower min_alive"
+                        f"density {self.config.density} leaves {name} {budget} {module.unit}, but min_alive="
+                        f"{self.config.min_alive} needs {needed}: raise density or lower min_alive"
                     )
 
     def _require_finite(self, number: Tensor, ids: Tensor) -> None:
@@ -402,7 +402,7 @@ def count_bigrams_(model: GPT, tokens: np.ndarray) -> None:
 def set_budgets(weights: list[SparseWeight], density: float) -> None:
     """Let the next projection keep ``density`` of each weight, rounded down."""
     for weight in weights:
-        weight.budget = int(density * weight.shape[0] * weight.shape[1])
+        weight.budget = int(density * weight.positions)
 
 
 def first_nonfinite(model: nn.Module, ids: Tensor) -> str | None:

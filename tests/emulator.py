@@ -15,7 +15,7 @@ from sparsekern.ops.backend import TRITON_ONLY
 from sparsekern.ops.csr_sddmm import sums_composite
 
 ROOT = Path(__file__).parent.parent
-COMPOSITES = {"csr_linear_active", "csr_linear_dense_grad", "observe"}  # made of other ops
+COMPOSITES = {"bsr_linear_active", "csr_linear_active", "csr_linear_dense_grad", "observe"}  # made of other ops
 BY_TORCH = {"causal_attention", "causal_attention_backward", "rms_norm", "rms_norm_backward"}  # on a GPU
 WITHOUT_A_KERNEL = {"csr_sddmm_sums": sums_composite}  # there; made of one that has
 ON_THE_CPU_ONLY = {"csr_validate", *WITHOUT_A_KERNEL, *BY_TORCH, *COMPOSITES}

@@ -142,14 +142,18 @@ def build_linear_dense_grad(shape: Shape, draw: Draw, with_bias: bool) -> Proble
 def active_pattern(shape: Shape, draw: Draw) -> ActivePattern:
     """``shape.nnz`` active positions, two thirds of them in the support; all in the small shapes, where gradients are
     compared with derivatives: a candidate's is none, by design."""
-    w = draw.csr(shape.n, shape.k, shape.nnz)
-    slots = torch.arange(shape.nnz, device=w.device)
-    slots = slots[(slots % 3 != 1) | (shape.nnz < 10)].to(draw.index)
-    rows = reference.row_indices(w.pattern)[slots.long()]
-    crow = torch.zeros_like(w.crow_indices)
-    crow[1:] = torch.bincount(rows, minlength=shape.n).cumsum(0)
-    support = Pattern.build(crow, w.col_indices[slots.long()], w.shape)
-    return ActivePattern(w.crow_indices, w.col_indices, slots, support)
+    return divide(draw.csr(shape.n, shape.k, shape.nnz).pattern, draw, shape.nnz < 10)
+
+
+def divide(active: Pattern, draw: Draw, all_of_it: bool) -> ActivePattern:
+    """Two thirds of the positions, or all, are the support."""
+    slots = torch.arange(active.nnz, device=active.col_indices.device)
+    slots = slots[(slots % 3 != 1) | all_of_it].to(draw.index)
+    rows = reference.row_indices(active)[slots.long()]
+    crow = torch.zeros_like(active.crow_indices)
+    crow[1:] = torch.bincount(rows, minlength=active.shape[0]).cumsum(0)
+    support = Pattern.build(crow, active.col_indices[slots.long()], active.shape)
+    return ActivePattern(active.crow_indices, active.col_indices, slots, support)
 
 
 def build_linear_active(shape: Shape, draw: Draw, with_bias: bool) -> Problem:
@@ -222,6 +226,22 @@ def build_bsr_linear(shape: Blocks, draw: Draw, with_bias: bool) -> Problem:
     return Problem(
         lambda x, values, *bias: ops.bsr_linear(x, w.with_values(values), *bias),
         lambda x, values, *bias: reference.bsr_linear(x, w.with_values(values), *bias),
+        inputs,
+    )
+
+
+def active_blocks(shape: Blocks, draw: Draw) -> tuple[ActivePattern, Tensor]:
+    """``shape.blocks`` active positions and their blocks; of four and more, two thirds are in the support."""
+    w = draw_blocks(shape, draw)
+    return divide(w.pattern, draw, shape.blocks < 4), w.values
+
+
+def build_bsr_linear_active(shape: Blocks, draw: Draw, with_bias: bool) -> Problem:
+    pattern, active = active_blocks(shape, draw)
+    inputs = (draw.normal(*shape.lead, shape.k), active, *([draw.weight(shape.n)] if with_bias else []))
+    return Problem(
+        lambda x, active, *bias: ops.bsr_linear_active(x, active, pattern, shape.n, *bias),
+        lambda x, active, *bias: reference.bsr_linear_active(x, active, pattern, shape.n, *bias),
         inputs,
     )
 
@@ -302,6 +322,13 @@ def raw_bsr_linear(draw: Draw, with_bias: bool) -> Iterable[RawCall]:
         yield raw.bsr_linear.default, (x, values, *w.pattern.tensors, bias, 40, False)
     else:
         yield raw.bsr_linear.default, (g, values, *w.pattern.tensors, None, 20, True)
+
+
+def raw_bsr_linear_active(draw: Draw, with_bias: bool) -> Iterable[RawCall]:
+    p, active = active_blocks(Blocks((3,), 40, 20, (16, 16), 5), draw)
+    x, active, bias = grads(draw.normal(3, 20), active.nan_to_num(0), draw.normal(40))
+    layout = (p.slots, *p.support.tensors, p.crow_indices, p.col_indices)
+    yield raw.bsr_linear_active.default, (x, active, *layout, bias if with_bias else None, 40)
 
 
 def raw_bsr_sddmm(draw: Draw) -> Iterable[RawCall]:
@@ -499,6 +526,17 @@ CASES = (
             BLOCKS,
             SMALL_BLOCKS,
             partial(raw_bsr_linear, with_bias=with_bias),
+            rounds_values=True,
+        )
+        for suffix, with_bias in (("", False), ("+bias", True))
+    ),
+    *(
+        OpCase(
+            f"bsr_linear_active{suffix}",
+            partial(build_bsr_linear_active, with_bias=with_bias),
+            BLOCKS,
+            SMALL_BLOCKS,
+            partial(raw_bsr_linear_active, with_bias=with_bias),
             rounds_values=True,
         )
         for suffix, with_bias in (("", False), ("+bias", True))

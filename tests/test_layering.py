@@ -211,7 +211,12 @@ def stems(folder: Path, pattern: str) -> set[str]:
     return {path.stem for path in folder.glob(pattern)}
 
 
-COMPOSITES = {"csr_linear_active", "csr_linear_dense_grad", "observe"}  # made of other ops, no kernel of their own
+COMPOSITES = {
+    "bsr_linear_active",
+    "csr_linear_active",
+    "csr_linear_dense_grad",
+    "observe",
+}  # made of other ops, no kernel of their own
 ON_A_GPU_BY_TORCH = {"causal_attention", "rms_norm"}
 ON_A_GPU_BY_TRITON = set(TRITON_ONLY)
 NOT_OPS = {"__init__", "backend", "choice", "dtypes", "reference", "status"}

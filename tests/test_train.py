@@ -283,6 +283,12 @@ def test_a_density_too_low_for_the_floor_is_refused(new: Callable[..., Trainer],
         ({"bigram": "trigram"}, "bigram must be learned or counts, got 'trigram'"),
         ({"d_head": 5}, "d_model must be a multiple of d_head, got 32 and 5"),
         ({"afrac": 2.0}, "afrac must be in"),
+        (
+            {"weight_blocks": "mlp.c_gate=16"},
+            "weight_blocks must be a side, or sides of attn.c_attn, .*got 'mlp.c_gate=16'",
+        ),
+        ({"weight_blocks": "mlp.c_fc"}, "weight_blocks must be a side"),
+        ({"weight_blocks": "4"}, r"weight_blocks of sparse mode must be among \(16, 32, 64, 128\), got \[4\]"),
     ],
 )
 def test_bad_configurations_are_refused(changes: dict[str, Any], message: str) -> None:
@@ -492,3 +498,25 @@ def test_sparse_runs_resume_bit_for_bit(sources: Path, tmp_path: Path, no_plot: 
         assert ours.form == "active"
         assert torch.equal(ours.active, theirs.active)
         assert torch.equal(ours.active_col_indices, theirs.active_col_indices)
+
+
+# ---- blocks
+
+
+@pytest.mark.parametrize("switch", FORMS)
+def test_runs_of_blocks_resume_and_load(sources: Path, tmp_path: Path, no_plot: None, switch: str) -> None:
+    changes = {"switch": switch, "switch_density": 0.8, "refresh_every": 3, "start_factor": 1.5, "save_every": 1}
+    config = tiny(sources, **changes, weight_blocks="attn.c_attn=16,mlp.c_proj=16", density=0.5, min_alive=2)
+    expected = losses(Trainer(config, tmp_path / "whole").run())
+    part = Trainer(config, tmp_path / "part")
+    for step in part.run():
+        part.stop_requested = step.step == 8
+    assert losses(Trainer.resume(tmp_path / "part").run()) == expected[8:]
+    model = load_model(tmp_path / "part")
+    kinds = {
+        name: module.block for name, module in model.named_modules() if isinstance(module, sparsekern.nn.SparseWeight)
+    }
+    assert kinds["blocks.0.attn.c_attn.weight"] == (16, 16)
+    assert kinds["blocks.0.mlp.c_proj.weight"] == (16, 16)
+    assert kinds["blocks.0.mlp.c_fc.weight"] is None
+    assert [w.nnz for w in model.matrices()] == [int(0.5 * w.positions) for w in model.matrices()]

@@ -45,6 +45,14 @@ DENSE: Mapping[str, TrainConfig] = {
     for steps in (25, 50, 100, 200, 400, 800)
 }
 
+# One number of nonzeros, one by one or in ever larger blocks; as sparse as floors allow for the largest.
+BLOCKS: Mapping[str, TrainConfig] = {
+    f"512 wide, 10 %, {side}x{side}": replace(
+        _COMMON, d_model=512, steps=600, density=0.1, weight_blocks="" if side == 1 else str(side)
+    )
+    for side in (1, 4, 16, 32)
+}
+
 
 @dataclass(frozen=True)
 class Method:

@@ -7,14 +7,25 @@ embeddings are sparse; norm gains, biases and the bigram table are dense.
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..formats import CSR
-from ..nn import AbsTopK, CausalAttention, RMSNorm, SparseEmbedding, SparseLinear, SparseWeight
+from ..formats import BSR, CSR
+from ..nn import (
+    AbsTopK,
+    BlockSparseLinear,
+    BlockSparseWeight,
+    CausalAttention,
+    RMSNorm,
+    SparseEmbedding,
+    SparseLinear,
+    SparseWeight,
+)
 
+MATRICES = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
 SUBLAYER_LOCATIONS = "attn_in,attn_q,attn_k,attn_v,attn_out,mlp_in,mlp_neuron,mlp_out"
 
 
@@ -30,6 +41,8 @@ class GPTConfig:
         afrac_loctypes: comma-separated locations of AbsTopK.
         enable_bigram_table: add a dense (vocab, vocab) table, indexed by the current token, to the logits.
         learnable_bigram_table: whether that table is trained, or a buffer.
+        weight_blocks: side of the dense blocks that matrices consist of: one for all of them ("32"), or some by name
+            ("mlp.c_fc=64,mlp.c_proj=64"); the others are unstructured.
     """
 
     block_size: int = 256
@@ -44,6 +57,7 @@ class GPTConfig:
     afrac_loctypes: str = SUBLAYER_LOCATIONS
     enable_bigram_table: bool = True
     learnable_bigram_table: bool = True
+    weight_blocks: str = ""
 
     def __post_init__(self) -> None:
         for name in ("block_size", "vocab_size", "n_layer", "n_head", "d_head", "d_model", "d_mlp"):
@@ -60,6 +74,20 @@ class GPTConfig:
         unknown = set(self.locations) - set(SUBLAYER_LOCATIONS.split(","))
         if unknown:
             raise ValueError(f"afrac_loctypes must be among {SUBLAYER_LOCATIONS}, got {', '.join(sorted(unknown))}")
+
+        if set(self.blocks) - set(MATRICES) or not all(side > 0 for side in self.blocks.values()):
+            raise ValueError(
+                f"weight_blocks must be a side, or sides of {', '.join(MATRICES)} as in mlp.c_fc=64,mlp.c_proj=64; "
+                f"got {self.weight_blocks!r}"
+            )
+
+    @property
+    def blocks(self) -> dict[str, int]:
+        """Side of the blocks by name of the matrix; unstructured ones are missing."""
+        if self.weight_blocks.isdecimal():
+            return dict.fromkeys(MATRICES, int(self.weight_blocks))
+        pairs = [item.partition("=") for item in self.weight_blocks.split(",") if item]
+        return {name: int(side) if side.isdecimal() else 0 for name, _, side in pairs}
 
     @property
     def locations(self) -> list[str]:
@@ -92,22 +120,36 @@ class Start:
     density: float | None = None
     floor: int = 0
 
-    def weight(self, n: int, k: int, std: float, axis: int | None = None) -> SparseWeight:
+    def weight(self, n: int, k: int, std: float, axis: int | None = None, block: int | None = None) -> SparseWeight:
         """(n, k); ``std`` is that of the entries of a dense one, and a sparse one gives outputs of the same variance.
 
-        ``axis`` tells which dimension is the neuron that the floor protects.
+        ``axis`` tells which dimension is the neuron that the floor protects; ``block`` the side of dense blocks.
         """
-        floor = self.floor if axis is not None else 0
+        floor = floor_of(self.floor, block) if axis is not None else 0
         if self.density is None:
-            return SparseWeight.from_master(torch.randn(n, k) * std, floor=floor, axis=axis)
-        if self.density == 0:
-            return SparseWeight(CSR.random(n, k, nnz=0), floor=floor, axis=axis)
-        csr = CSR.random(n, k, density=self.density, floor=floor, axis=axis)
-        csr.values.mul_(std / math.sqrt(self.density))
-        return SparseWeight(csr, floor=floor, axis=axis)
+            master = torch.randn(n, k) * std
+            if block is None:
+                return SparseWeight.from_master(master, floor=floor, axis=axis)
+            return BlockSparseWeight.from_master(master, block, floor=floor, axis=axis)
+        rule: dict[str, Any] = {"density": self.density}
+        rule |= {"floor": floor, "axis": axis} if self.density else {}
+        scale = std / math.sqrt(self.density) if self.density else 0.0
+        if block is not None:
+            bsr = BSR.random(n, k, block, **rule)
+            return BlockSparseWeight(bsr.with_values(bsr.values * scale), floor=floor, axis=axis)
+        csr = CSR.random(n, k, **rule)
+        return SparseWeight(CSR(csr.values * scale, csr.pattern), floor=floor, axis=axis)
 
-    def linear(self, n: int, k: int, bias: bool, std: float, axis: int | None = None) -> SparseLinear:
-        return SparseLinear.from_weight(self.weight(n, k, std, axis), nn.Parameter(torch.zeros(n)) if bias else None)
+    def linear(
+        self, n: int, k: int, bias: bool, std: float, axis: int | None = None, block: int | None = None
+    ) -> SparseLinear:
+        kind = SparseLinear if block is None else BlockSparseLinear
+        return kind.from_weight(self.weight(n, k, std, axis, block), nn.Parameter(torch.zeros(n)) if bias else None)
+
+
+def floor_of(nonzeros: int, block: int | None) -> int:
+    """Positions that have at least so many nonzeros of a neuron."""
+    return nonzeros if block is None else -(-nonzeros // block)
 
 
 class Attention(nn.Module):
@@ -117,8 +159,9 @@ class Attention(nn.Module):
         super().__init__()
         width = config.heads * config.d_head
         self.d_head = config.d_head
-        self.c_attn = start.linear(3 * width, config.d_model, config.bias, 0.02, axis=0)
-        self.c_proj = start.linear(config.d_model, width, config.bias, 0.02 / math.sqrt(2 * config.n_layer), axis=1)
+        blocks, std = config.blocks, 0.02 / math.sqrt(2 * config.n_layer)
+        self.c_attn = start.linear(3 * width, config.d_model, config.bias, 0.02, 0, blocks.get("attn.c_attn"))
+        self.c_proj = start.linear(config.d_model, width, config.bias, std, 1, blocks.get("attn.c_proj"))
         self.topk_in = config.topk("attn_in", config.d_model)
         self.topk_q = config.topk("attn_q", width)
         self.topk_k = config.topk("attn_k", width)
@@ -142,8 +185,9 @@ class MLP(nn.Module):
     def __init__(self, config: GPTConfig, start: Start) -> None:
         super().__init__()
         width = config.mlp_width
-        self.c_fc = start.linear(width, config.d_model, config.bias, 0.02, axis=0)
-        self.c_proj = start.linear(config.d_model, width, config.bias, 0.02 / math.sqrt(2 * config.n_layer), axis=1)
+        blocks, std = config.blocks, 0.02 / math.sqrt(2 * config.n_layer)
+        self.c_fc = start.linear(width, config.d_model, config.bias, 0.02, 0, blocks.get("mlp.c_fc"))
+        self.c_proj = start.linear(config.d_model, width, config.bias, std, 1, blocks.get("mlp.c_proj"))
         self.topk_in = config.topk("mlp_in", config.d_model)
         self.topk_neuron = config.topk("mlp_neuron", width)
         self.topk_out = config.topk("mlp_out", config.d_model)
@@ -233,7 +277,7 @@ class GPT(nn.Module):
     def set_floor(self, floor: int) -> None:
         """Nonzeros that every neuron keeps: fan-in of c_attn and c_fc, fan-out of both c_proj (min-alive)."""
         for weight in self.matrices():
-            weight.floor = floor
+            weight.floor = floor_of(floor, None if weight.block is None else weight.block[0])
 
     @torch.no_grad()
     def generate(

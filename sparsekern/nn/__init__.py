@@ -2,9 +2,19 @@
 
 from .abs_topk import AbsTopK
 from .attention import CausalAttention
-from .linear import SparseEmbedding, SparseLinear
+from .linear import BlockSparseLinear, SparseEmbedding, SparseLinear
 from .rms_norm import RMSNorm
 from .sparsify import sparsify_
-from .weight import SparseWeight
+from .weight import BlockSparseWeight, SparseWeight
 
-__all__ = ["AbsTopK", "CausalAttention", "RMSNorm", "SparseEmbedding", "SparseLinear", "SparseWeight", "sparsify_"]
+__all__ = [
+    "AbsTopK",
+    "BlockSparseLinear",
+    "BlockSparseWeight",
+    "CausalAttention",
+    "RMSNorm",
+    "SparseEmbedding",
+    "SparseLinear",
+    "SparseWeight",
+    "sparsify_",
+]

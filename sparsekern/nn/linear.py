@@ -1,13 +1,17 @@
-"""``SparseLinear`` and ``SparseEmbedding``: drop-in layers over a :class:`SparseWeight`."""
+"""``SparseLinear``, ``BlockSparseLinear``, ``SparseEmbedding``: drop-in layers over a :class:`SparseWeight`."""
 
 import math
 
 import torch
 from torch import Tensor, nn
 
-from ..formats import CSR, count_nonzeros
+from ..formats import BSR, CSR, Block, count_nonzeros
 from ..ops.choice import KernelChoice
-from .weight import SparseWeight
+from .weight import BlockSparseWeight, SparseWeight
+
+
+def _copied(bias: nn.Parameter | None) -> nn.Parameter | None:
+    return None if bias is None else nn.Parameter(bias.detach().clone(), bias.requires_grad)
 
 
 class SparseLinear(nn.Module):
@@ -39,21 +43,22 @@ class SparseLinear(nn.Module):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__()
-        self.in_features = in_features
-        self.out_features = out_features
         count = count_nonzeros((out_features, in_features), nnz, density)
         csr = CSR.random(out_features, in_features, nnz=count, dtype=dtype or torch.get_default_dtype())
-        self.weight = SparseWeight(csr.to(device or torch.get_default_device()))
-        self.register_parameter("bias", None)
-        if bias:
-            self.bias = nn.Parameter(torch.empty(out_features, device=device, dtype=dtype))
+        weight = SparseWeight(csr.to(device or torch.get_default_device()))
+        self._hold(weight, nn.Parameter(torch.empty(out_features, device=device, dtype=dtype)) if bias else None)
         self.reset_parameters()
+
+    def _hold(self, weight: SparseWeight, bias: nn.Parameter | None) -> None:
+        nn.Module.__init__(self)
+        self.out_features, self.in_features = weight.shape
+        self.weight = weight
+        self.register_parameter("bias", bias)
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
         """Draw values and bias as ``nn.Linear`` does, for the mean number of inputs that a row really has."""
-        fan_in = max(1.0, self.weight.nnz / max(1, self.out_features))
+        fan_in = max(1.0, self.weight.density * self.in_features)
         bound = 1 / math.sqrt(fan_in)
         self.weight.parameter.uniform_(-bound, bound)
         if self.bias is not None:
@@ -63,18 +68,13 @@ class SparseLinear(nn.Module):
     def from_linear(cls, linear: nn.Linear, *, density: float | None = None, nnz: int | None = None) -> "SparseLinear":
         """The largest magnitudes of a dense layer, exactly ``nnz`` of them; the dense layer is left alone."""
         weight = SparseWeight.from_parameter(linear.weight, nnz=nnz, density=density)
-        bias = None
-        if linear.bias is not None:
-            bias = nn.Parameter(linear.bias.detach().clone(), linear.bias.requires_grad)
-        return cls.from_weight(weight, bias)
+        return cls.from_weight(weight, _copied(linear.bias))
 
     @classmethod
     def from_weight(cls, weight: SparseWeight, bias: nn.Parameter | None = None) -> "SparseLinear":
         """A layer around an existing weight, which may be shared with others."""
-        out_features, in_features = weight.shape
-        layer = cls(in_features, out_features, bias=False, nnz=0)
-        layer.weight = weight
-        layer.bias = bias
+        layer = cls.__new__(cls)
+        layer._hold(weight, bias)
         return layer
 
     def to_linear(self) -> nn.Linear:
@@ -99,6 +99,51 @@ class SparseLinear(nn.Module):
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
+
+
+class BlockSparseLinear(SparseLinear):
+    """A drop-in for ``nn.Linear`` whose weight consists of dense blocks.
+
+    Args:
+        in_features, out_features: K and N; they need not be multiples of the block.
+        block: both sides of a block (rows along N), or one: each of 16, 32, 64, 128.
+        bias: whether to add a (dense) bias.
+        density, blocks: exactly one of them: the fraction, or the number, of blocks that are stored.
+
+    Attributes:
+        weight: the :class:`BlockSparseWeight`, at random positions to begin with.
+        bias: Parameter (N) or None.
+
+    Raises:
+        ValueError: a side that there are no kernels for; not exactly one of ``density`` and ``blocks``, or one out of
+            range.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        block: Block,
+        bias: bool = True,
+        *,
+        density: float | None = None,
+        blocks: int | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        kind = dtype or torch.get_default_dtype()
+        bsr = BSR.random(out_features, in_features, block, density=density, blocks=blocks, dtype=kind)
+        weight = BlockSparseWeight(bsr.to(device or torch.get_default_device()))
+        self._hold(weight, nn.Parameter(torch.empty(out_features, device=device, dtype=dtype)) if bias else None)
+        self.reset_parameters()
+
+    @classmethod
+    def from_linear(  # type: ignore[override]
+        cls, linear: nn.Linear, block: Block, *, density: float | None = None, blocks: int | None = None
+    ) -> "SparseLinear":
+        """The blocks of largest norm of a dense layer, exactly ``blocks`` of them; the dense layer is left alone."""
+        weight = BlockSparseWeight.from_parameter(linear.weight, block, blocks=blocks, density=density)
+        return cls.from_weight(weight, _copied(linear.bias))
 
 
 class SparseEmbedding(nn.Module):

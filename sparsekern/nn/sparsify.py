@@ -3,10 +3,11 @@
 from collections.abc import Iterable, Iterator
 from fnmatch import fnmatchcase
 
-from torch import nn
+from torch import Tensor, nn
 
-from .linear import SparseEmbedding, SparseLinear
-from .weight import SparseWeight
+from ..formats import Block
+from .linear import BlockSparseLinear, SparseEmbedding, SparseLinear
+from .weight import BlockSparseWeight, SparseWeight
 
 
 def sparsify_(
@@ -15,6 +16,7 @@ def sparsify_(
     density: float,
     include: str | Iterable[str] = "*",
     exclude: str | Iterable[str] = (),
+    block: Block | None = None,
 ) -> nn.Module:
     """Replace every ``nn.Linear`` and ``nn.Embedding`` by a sparse layer that keeps its largest magnitudes, in place.
 
@@ -26,22 +28,27 @@ def sparsify_(
         model: any module; if it is itself a layer to replace, use the return value.
         density: fraction of the entries kept, per layer.
         include, exclude: shell-style patterns of qualified module names (``"blocks.*.mlp.*"``).
+        block: sides of the dense blocks that linear layers keep; of an embedding, and of a linear layer tied to one,
+            single entries are kept all the same.
 
     Returns:
         The model.
 
     Raises:
-        ValueError: ``density`` out of range, or nothing to replace.
+        ValueError: ``density`` out of range, a side of ``block`` without kernels, or nothing to replace.
     """
     included, excluded = ([p] if isinstance(p, str) else list(p) for p in (include, exclude))
     layers: dict[int, nn.Module] = {}  # by identity of the dense layer
     weights: dict[int, SparseWeight] = {}  # by identity of the dense Parameter
-    for name, layer in list(_dense_layers(model)):
+    found = list(_dense_layers(model))
+    tables = {id(layer.weight) for _, layer in found if isinstance(layer, nn.Embedding)}
+    for name, layer in found:
         if not _matches(name, included) or _matches(name, excluded):
             continue
         if id(layer) not in layers:
             if id(layer.weight) not in weights:
-                weights[id(layer.weight)] = SparseWeight.from_parameter(layer.weight, density=density)
+                blocks = None if id(layer.weight) in tables else block
+                weights[id(layer.weight)] = _sparse(layer.weight, density, blocks)
             layers[id(layer)] = _wrap(layer, weights[id(layer.weight)])
         if not name:
             return layers[id(layer)]
@@ -65,10 +72,17 @@ def _matches(name: str, patterns: list[str]) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
+def _sparse(dense: Tensor, density: float, block: Block | None) -> SparseWeight:
+    if block is None:
+        return SparseWeight.from_parameter(dense, density=density)
+    return BlockSparseWeight.from_parameter(dense, block, density=density)
+
+
 def _wrap(layer: nn.Linear | nn.Embedding, weight: SparseWeight) -> nn.Module:
     wrapped: nn.Module
     if isinstance(layer, nn.Linear):
-        wrapped = SparseLinear.from_weight(weight, layer.bias)
+        kind = SparseLinear if weight.block is None else BlockSparseLinear
+        wrapped = kind.from_weight(weight, layer.bias)
     else:
         wrapped = SparseEmbedding.from_weight(weight)
     return wrapped.train(layer.training)

@@ -6,13 +6,28 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..formats import CSR, ActivePattern, Pattern, is_among
+from ..formats import (
+    BLOCK_SIDES,
+    BSR,
+    CSR,
+    ActivePattern,
+    Block,
+    Pattern,
+    block_norms,
+    block_sides,
+    blocks_of,
+    flat_indices,
+    grid_shape,
+    is_among,
+)
+from ..ops.bsr_linear import bsr_linear
+from ..ops.bsr_linear_active import bsr_linear_active
 from ..ops.choice import KernelChoice, choose_linear
 from ..ops.csr_embedding import csr_embedding, csr_embedding_active
 from ..ops.csr_linear import csr_linear
 from ..ops.csr_linear_active import csr_linear_active
 from ..ops.csr_linear_dense_grad import csr_linear_dense_grad
-from ..ops.csr_pattern import csr_gather
+from ..ops.csr_pattern import csr_gather, csr_scatter
 from ..ops.observe import observe
 from ..ops.topk_project import topk_project_pattern_
 
@@ -44,6 +59,8 @@ class SparseWeight(nn.Module):
             leaf tensors (N) and (K), see :func:`sparsekern.ops.observe`.
     """
 
+    block: tuple[int, int] | None = None  # of a BlockSparseWeight
+    unit = "nonzeros"  # what a position holds
     crow_indices: Tensor
     col_indices: Tensor
     ccol_indices: Tensor | None
@@ -57,15 +74,18 @@ class SparseWeight(nn.Module):
 
     def __init__(self, csr: CSR, *, floor: int = 0, axis: int | None = None) -> None:
         super().__init__()
-        self.shape = csr.shape
+        self._begin(csr.values, csr.pattern, csr.shape, floor, axis)
+
+    def _begin(self, values: Tensor, pattern: Pattern, shape: tuple[int, int], floor: int, axis: int | None) -> None:
+        self.shape = shape
         self.floor = floor
         self.axis = axis
-        self.budget = csr.nnz
-        self.values = nn.Parameter(csr.values.detach().clone())
-        self.register_buffer("crow_indices", csr.crow_indices)
-        self.register_buffer("col_indices", csr.col_indices)
+        self.budget = pattern.nnz
+        self.values = nn.Parameter(values.detach().clone())
+        self.register_buffer("crow_indices", pattern.crow_indices)
+        self.register_buffer("col_indices", pattern.col_indices)
         for name in _TRANSPOSE:
-            self.register_buffer(name, getattr(csr.pattern, name), persistent=False)
+            self.register_buffer(name, getattr(pattern, name), persistent=False)
         for name in _ACTIVE:
             self.register_buffer(name, None)
         for name in ("slots", "in_support"):
@@ -77,13 +97,18 @@ class SparseWeight(nn.Module):
         """A weight in master form that is dense so far: every position of ``master`` (N, K) belongs to its pattern."""
         n, k = master.shape
         weight = cls(CSR.random(n, k, nnz=0, dtype=master.dtype), floor=floor, axis=axis)
-        del weight.values
-        weight.master = nn.Parameter(master.detach().clone(memory_format=torch.contiguous_format))
-        dtype = torch.int32 if n * k < 2**31 else torch.int64
-        crow = torch.arange(n + 1, device=master.device).mul_(k).to(dtype)
-        weight._set_pattern(crow, torch.arange(k, dtype=dtype, device=master.device).repeat(n))
-        weight.budget = n * k
+        weight._begin_dense(master)
         return weight
+
+    def _begin_dense(self, master: Tensor) -> None:
+        """Take the master form with every position."""
+        (rows, cols), device = self.grid, master.device
+        del self.values
+        self.master = nn.Parameter(master.detach().clone(memory_format=torch.contiguous_format))
+        dtype = torch.int32 if self.positions < 2**31 else torch.int64
+        crow = torch.arange(rows + 1, device=device).mul_(cols).to(dtype)
+        self._set_pattern(crow, torch.arange(cols, dtype=dtype, device=device).repeat(rows))
+        self.budget = self.positions
 
     @classmethod
     def from_parameter(cls, dense: Tensor, *, nnz: int | None = None, density: float | None = None) -> "SparseWeight":
@@ -96,7 +121,7 @@ class SparseWeight(nn.Module):
 
     def __getattr__(self, name: str) -> Any:
         if name == "values" and "master" in self._parameters:
-            return csr_gather(self.master, self.crow_indices, self.col_indices)
+            return self._gather(self.master)
         if name == "values" and "active" in self._parameters:
             return self.active.index_select(0, self.slots)
         return super().__getattr__(name)
@@ -112,12 +137,27 @@ class SparseWeight(nn.Module):
         return self._parameters[self.form]  # type: ignore[return-value]
 
     @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of positions."""
+        return self.shape
+
+    @property
+    def positions(self) -> int:
+        """How many positions there are; floor, budget and nnz count some of them."""
+        return self.grid[0] * self.grid[1]
+
+    @property
     def nnz(self) -> int:
         return self.col_indices.shape[0]
 
     @property
+    def entries(self) -> int:
+        """How many numbers are stored."""
+        return self.nnz
+
+    @property
     def density(self) -> float:
-        return self.nnz / max(1, self.shape[0] * self.shape[1])
+        return self.nnz / max(1, self.positions)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -130,13 +170,13 @@ class SparseWeight(nn.Module):
     @property
     def pattern(self) -> Pattern:
         if self.perm is None:
-            built = Pattern.build(self.crow_indices, self.col_indices, self.shape)
+            built = Pattern.build(self.crow_indices, self.col_indices, self.grid)
             for name in _TRANSPOSE:
                 setattr(self, name, getattr(built, name))
         assert self.ccol_indices is not None
         assert self.row_indices is not None
         assert self.perm is not None
-        return Pattern(self.crow_indices, self.col_indices, self.ccol_indices, self.row_indices, self.perm, self.shape)
+        return Pattern(self.crow_indices, self.col_indices, self.ccol_indices, self.row_indices, self.perm, self.grid)
 
     @property
     def active_pattern(self) -> ActivePattern:
@@ -154,6 +194,10 @@ class SparseWeight(nn.Module):
     def to_dense(self) -> Tensor:
         """(N, K), zero off the pattern; differentiable in the Parameter."""
         return self.csr.to_dense()
+
+    def _gather(self, dense: Tensor) -> Tensor:
+        """An (N, K) matrix at the pattern."""
+        return csr_gather(dense, self.crow_indices, self.col_indices)
 
     def extra_repr(self) -> str:
         return f"{self.shape[0]}, {self.shape[1]}, nnz={self.nnz}, density={self.density:.3%}, form={self.form}"
@@ -218,11 +262,11 @@ class SparseWeight(nn.Module):
         them by address, sees each new pattern."""
         if nnz == self.nnz:
             return self.pattern
-        n, k = self.shape
+        n, k = self.grid
         dtype = torch.int32 if max(n, k, nnz) < 2**31 else torch.int64
         lengths = (n + 1, nnz, k + 1, nnz, nnz)
         crow, col, ccol, row, perm = (torch.empty(length, dtype=dtype, device=self.device) for length in lengths)
-        return Pattern(crow, col, ccol, row, perm, self.shape)
+        return Pattern(crow, col, ccol, row, perm, self.grid)
 
     def set_pattern_(self, pattern: Pattern, slots: Tensor | None = None) -> None:
         """Take ``pattern``, off which the Parameter is zero; in the active form ``slots`` are its positions there."""
@@ -296,6 +340,11 @@ class SparseWeight(nn.Module):
                 return
         super()._load_from_state_dict(state_dict, prefix, *args)
 
+    def _matrix(self, crow: Tensor, col: Tensor, values: Tensor | None) -> CSR | BSR:
+        """A checkpoint's parts, validated."""
+        values = torch.zeros(len(col), device=col.device) if values is None else values
+        return CSR.from_parts(crow, col, values, self.grid)
+
     def _take_layout(self, saved: dict[str, Tensor]) -> None:
         """Take form, pattern and length of ``saved``, or raise and change nothing."""
         form = next((form for form in _FORMS if form in saved), "values")
@@ -307,25 +356,132 @@ class SparseWeight(nn.Module):
         master, col = saved.get("master"), saved["col_indices"]
         if master is not None and master.shape != self.shape:
             raise ValueError(f"master must have shape {self.shape}, got {tuple(master.shape)}")
-        values = saved.get("values", torch.zeros(col.shape, device=col.device))
-        support = CSR.from_parts(saved["crow_indices"], col, values, self.shape)
+        support = self._matrix(saved["crow_indices"], col, saved.get("values"))
         active = slots = None
         if form == "active":
             crow, col = (saved[name] for name in _ACTIVE)
-            active = CSR.from_parts(crow, col, saved["active"], self.shape)
+            active = self._matrix(crow, col, saved["active"])
             slots = _slots(active, support)
         if form != self.form:
-            length = saved[form].shape if master is not None else (len(saved[form]),)
-            self._set_parameter(form, torch.zeros(length, dtype=self.dtype, device=self.device))
+            self._set_parameter(form, torch.zeros(saved[form].shape, dtype=self.dtype, device=self.device))
         elif self.parameter.shape != saved[form].shape:
             _replace_data(self.parameter, self.parameter.data.new_zeros(saved[form].shape))
         indices = (support.crow_indices, support.col_indices)
         self._set_pattern(*(t.to(self.device, copy=True) for t in indices))
-        self.budget = support.nnz
+        self.budget = support.pattern.nnz
         if active is not None and slots is not None:
             where = (active.crow_indices, active.col_indices, slots)
             crow, col, slots = (t.to(self.device, copy=True) for t in where)
             self.set_active_(crow, col, self.active.data, slots)
+
+
+class BlockSparseWeight(SparseWeight):
+    """A :class:`SparseWeight` of dense blocks.
+
+    Its positions are those of the grid that cuts the matrix into blocks: pattern, ``nnz``, ``budget``, ``floor`` and
+    ``density`` count blocks, and a projection keeps those of largest norm. ``values`` and ``active`` have shape
+    (positions, *block); ``master`` is (N, K). In master form the layer is computed as a dense one.
+    """
+
+    block: tuple[int, int]
+    unit = "blocks"
+
+    def __init__(self, bsr: BSR, *, floor: int = 0, axis: int | None = None) -> None:
+        nn.Module.__init__(self)
+        self.block = bsr.block
+        self._begin(bsr.values, bsr.pattern, bsr.shape, floor, axis)
+
+    @classmethod
+    def from_master(  # type: ignore[override]
+        cls, master: Tensor, block: Block, *, floor: int = 0, axis: int | None = None
+    ) -> "BlockSparseWeight":
+        """A weight in master form that is dense so far. Sides that there are no kernels for will do in this form."""
+        n, k = master.shape
+        weight = cls(BSR.random(n, k, BLOCK_SIDES[0], blocks=0, dtype=master.dtype), floor=floor, axis=axis)
+        weight.block = (block, block) if isinstance(block, int) else block
+        weight._begin_dense(master)
+        return weight
+
+    @classmethod
+    def from_parameter(  # type: ignore[override]
+        cls, dense: Tensor, block: Block, *, blocks: int | None = None, density: float | None = None
+    ) -> "BlockSparseWeight":
+        """The blocks of largest norm of a dense Parameter (N, K), exactly ``blocks``; frozen if that is frozen."""
+        weight = cls(BSR.from_dense(dense, block, blocks=blocks, density=density))
+        weight.values.requires_grad_(dense.requires_grad)
+        return weight
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        return grid_shape(self.shape, self.block)
+
+    @property
+    def entries(self) -> int:
+        return self.nnz * self.block[0] * self.block[1]
+
+    @property
+    def bsr(self) -> BSR:
+        """The weight as a format object, differentiable in the Parameter."""
+        return BSR(self.values, self.pattern, self.shape)
+
+    @property
+    def csr(self) -> CSR:
+        raise AttributeError("a weight of blocks has no csr: see bsr")
+
+    def to_dense(self) -> Tensor:
+        """(N, K), zero off the pattern; differentiable in the Parameter."""
+        return self.master.clone() if self.form == "master" else self.bsr.to_dense()
+
+    def _gather(self, dense: Tensor) -> Tensor:
+        rows = flat_indices(self.crow_indices, self.col_indices, self.grid[1])
+        return blocks_of(dense, self.block).flatten(0, 1)[rows]
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, block={self.block}"
+
+    def choice(self) -> KernelChoice:
+        """Which kernel :meth:`linear` runs, and why."""
+        if self.form == "master":
+            return KernelChoice("dense", f"{self.extra_repr()}: the gradient is dense")
+        return KernelChoice("bsr", f"{self.extra_repr()}: only the blocks are stored")
+
+    def _linear(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        if self.form == "values":
+            return bsr_linear(x, self.bsr, bias)
+        if self.form == "active":
+            return bsr_linear_active(x, self.active, self.active_pattern, self.shape[0], bias)
+        return _dense_linear(x, self.master, bias)
+
+    def _embedding(self, ids: Tensor) -> Tensor:
+        raise RuntimeError("a weight of blocks is no table of embeddings")
+
+    @torch.no_grad()
+    def project_(self) -> None:
+        """Keep the ``budget`` blocks of largest norm of the master (``floor`` of every neuron first), zero the rest.
+
+        Raises:
+            RuntimeError: the weight is not in master form, or holds NaN.
+            ValueError: the budget is below what the floor needs, or above the number of blocks.
+        """
+        if self.form != "master":
+            raise RuntimeError("project_: only a weight in master form can be projected (see to_master_)")
+        norms = block_norms(self.master.detach(), self.block)
+        crow, col = topk_project_pattern_(norms, self.budget, self.floor, self.axis)
+        kept = csr_scatter(torch.ones_like(norms[0, :1]).expand(len(col)).contiguous(), crow, col, self.grid[1])
+        mask = kept.repeat_interleave(self.block[0], 0).repeat_interleave(self.block[1], 1)
+        self.master.mul_(mask[: self.shape[0], : self.shape[1]])
+        self._set_pattern(crow, col)
+
+    def _set_parameter(self, form: str, data: Tensor) -> None:
+        block_sides(self.block)  # there must be kernels for the form
+        super()._set_parameter(form, data)
+
+    def _matrix(self, crow: Tensor, col: Tensor, values: Tensor | None) -> CSR | BSR:
+        if values is None:
+            return super()._matrix(crow, col, values)
+        if values.shape[1:] != self.block:
+            raise ValueError(f"blocks must have shape {self.block}, got {tuple(values.shape[1:])}")
+        return BSR.from_parts(crow, col, values, self.shape)
 
 
 def _dense_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -344,7 +500,7 @@ def _replace_data(parameter: nn.Parameter, data: Tensor) -> None:
     parameter.data = data
 
 
-def _slots(active: CSR, support: CSR) -> Tensor:
+def _slots(active: CSR | BSR, support: CSR | BSR) -> Tensor:
     """(nnz) which of the active positions are the support; ValueError if these two do not fit."""
     places, held = active.pattern.flat_indices(), support.pattern.flat_indices()
     if not is_among(held, places).all():

@@ -10,6 +10,7 @@ from .adamw_project import adamw_project_
 from .adamw_select import ActiveMatrix, adamw_select_
 from .backend import gpu_backend, load_gpu_kernels, use_backend
 from .bsr_linear import bsr_linear, dds, dsd
+from .bsr_linear_active import bsr_linear_active
 from .bsr_sddmm import bsr_sddmm, sdd
 from .causal_attention import causal_attention
 from .choice import KernelChoice, TilePlan, choose_linear, plan_tiles
@@ -31,6 +32,7 @@ __all__ = [
     "adamw_project_",
     "adamw_select_",
     "bsr_linear",
+    "bsr_linear_active",
     "bsr_sddmm",
     "causal_attention",
     "check_status",

@@ -57,6 +57,21 @@ def bsr_linear(x: Tensor, w: "BSR", bias: Tensor | None = None) -> Tensor:
     return y if bias is None else y + bias
 
 
+def bsr_linear_active(
+    x: Tensor, active: Tensor, pattern: "ActivePattern", out_features: int, bias: Tensor | None = None
+) -> Tensor:
+    def dense(flat: Tensor, blocks: Tensor) -> Tensor:
+        (rows, cols), (height, width) = pattern.shape, blocks.shape[1:]
+        whole = blocks.new_zeros(rows * cols, height, width).index_copy(0, flat, blocks)
+        whole = whole.view(rows, cols, height, width).transpose(1, 2).reshape(rows * height, cols * width)
+        return whole[:out_features, : x.shape[-1]]
+
+    support = dense(pattern.support.flat_indices(), active.detach()[pattern.slots.long()])
+    everything = dense(pattern.flat_indices(), active)
+    y = x @ (everything + (support - everything).detach()).T  # the value is that of the support, the gradient is not
+    return y if bias is None else y + bias
+
+
 def bsr_sddmm(a: Tensor, b: Tensor, w: "BSR") -> Tensor:
     return w.gather(as_matrix(a).T @ as_matrix(b)).values
 

@@ -23,13 +23,14 @@ def average_gradients_(weights: Sequence[SparseWeight]) -> None:
     for weight in weights:
         if not weight.parameter.requires_grad:
             continue
-        if weight.parameter.grad is None:
-            weight.parameter.grad = torch.zeros_like(weight.parameter)
+        grad = weight.parameter.grad
+        if grad is None:
+            grad = weight.parameter.grad = torch.zeros_like(weight.parameter)
         if weight.form == "master":
-            dist.all_reduce(weight.master.grad)
-            weight.master.grad.div_(world_size())
+            dist.all_reduce(grad)
+            grad.div_(world_size())
             continue
-        sent.append(weight.parameter.grad)
+        sent.append(grad.view(-1))
         for leaf in weight.observed or ():
             leaf.grad = torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
             sent.append(leaf.grad)

@@ -14,8 +14,18 @@ from ..nn.weight import SparseWeight
 from ..ops.adamw_project import adamw_project_
 from ..ops.adamw_select import ActiveMatrix, adamw_select_
 from ..ops.topk_project import topk_select
+from .block_step import adamw_select_blocks_
 from .parallel import average_gradients_, require_equal, world_size
-from .topology import REPLACED, active_flat, draw_candidates, replace_active_
+from .topology import (
+    REPLACED,
+    active_flat,
+    activities,
+    at_positions,
+    draw_candidates,
+    over_entries,
+    position_norms,
+    replace_active_,
+)
 
 _OWN = ("named_weights", "gradient_rms", "_steps", "_is_averaged")  # attributes that torch does not know
 _RMS_EPS = 1e-5  # keeps the normalisation finite when all gradients vanish
@@ -182,7 +192,9 @@ class SparseAdamW(torch.optim.Optimizer):
             params = [p for p in group["params"] if p.grad is not None]
             sparse = self._sparse(params)
             stepped += [(weight, group) for weight in sparse.values() if weight.form == "active"]
-            self._step_masters(group, [w for w in sparse.values() if w.form == "master"], scale)
+            masters = [w for w in sparse.values() if w.form == "master"]
+            self._step_masters(group, [w for w in masters if w.block is None], scale)
+            self._step_block_masters(group, [w for w in masters if w.block is not None], scale)
             self._step_active(group, [w for w in sparse.values() if w.form == "active"], scale)
             self._step_dense(group, [p for p in params if p not in sparse], scale)
         for weight in self.sparse_weights:
@@ -277,7 +289,7 @@ class SparseAdamW(torch.optim.Optimizer):
             count += p.numel() if weight is None else weight.shape[0] * weight.shape[1]
             if p.grad is not None:
                 is_active = weight is not None and weight.form == "active"
-                grads.append(p.grad * self._state(p)["norm_weight"] if is_active else p.grad)
+                grads.append(p.grad * over_entries(self._state(p)["norm_weight"], p) if is_active else p.grad)
         return torch.nn.utils.get_total_norm(grads) / math.sqrt(count)
 
     # ---- steps
@@ -306,20 +318,28 @@ class SparseAdamW(torch.optim.Optimizer):
         for weight, pattern in zip(weights, patterns, strict=True):
             weight.set_pattern_(pattern)
 
+    def _step_block_masters(self, group: dict[str, Any], weights: list[SparseWeight], scale: Tensor) -> None:
+        self._step_dense(group, [w.master for w in weights], scale)  # the decay changes no order of norms
+        for weight in weights:
+            weight.project_()
+
     def _step_active(self, group: dict[str, Any], weights: list[SparseWeight], scale: Tensor) -> None:
         if not weights:
             return
         matrices = [self._active_matrix(weight) for weight in weights]
         torch._foreach_add_([m.step for m in matrices], 1)
-        adamw_select_(
-            matrices,
-            lr=_scalar(group["lr"], scale.device),
-            grad_scale=scale.double(),
-            betas=group["betas"],
-            candidate_beta1=self.candidate_beta1,
-            eps=group["eps"],
-            weight_decay=group["weight_decay"],
-        )
+        rule = {
+            "lr": _scalar(group["lr"], scale.device),
+            "grad_scale": scale.double(),
+            "betas": group["betas"],
+            "candidate_beta1": self.candidate_beta1,
+            "eps": group["eps"],
+            "weight_decay": group["weight_decay"],
+        }
+        adamw_select_([m for m in matrices if m.weight.dim() == 1], **rule)
+        for m in matrices:
+            if m.weight.dim() == 3:
+                adamw_select_blocks_(m, **rule)
         for weight, m in zip(weights, matrices, strict=True):
             weight.set_pattern_(m.pattern, m.slots)
 
@@ -387,59 +407,56 @@ class SparseAdamW(torch.optim.Optimizer):
 
     def _wanted(self, weight: SparseWeight) -> int:
         """How many candidates a weight should have."""
-        n, k = weight.shape
-        return int(min(self.candidates * max(1, weight.nnz), n * k - weight.nnz))
+        return int(min(self.candidates * max(1, weight.nnz), weight.positions - weight.nnz))
 
-    def _speed(self, state: dict[str, Tensor], beta1: float, group: dict[str, Any]) -> Tensor:
+    def _speed(self, weight: SparseWeight, beta1: float, group: dict[str, Any]) -> Tensor:
         """The magnitude of each position's last step, in units of the learning rate."""
+        state = self._state(weight.parameter)
         beta2, step = group["betas"][1], state["step"].to(state["exp_avg"])
-        joined = state.get("joined", torch.zeros_like(step))
+        joined = over_entries(state["joined"], weight.parameter) if "joined" in state else torch.zeros_like(step)
         first = torch.where(joined == 0, 1 - beta1**step, 1.0)
         root = (state["exp_avg_sq"] / (1 - beta2 ** (step - joined))).sqrt()
-        return (state["exp_avg"].abs() / first / (root + group["eps"])).nan_to_num_(0.0)  # 0 / 0 before the first step
+        speed = (state["exp_avg"].abs() / first / (root + group["eps"])).nan_to_num_(0.0)  # 0 / 0 before the first step
+        return position_norms(weight, speed)
 
     def _draw_first(self, weight: SparseWeight) -> None:
         """Candidates for a support that has none, before anything was measured."""
         wanted, flat = self._wanted(weight), active_flat(weight)
-        row_norms, col_norms = (weight.active.new_ones(size) for size in weight.shape)
-        new = draw_candidates(weight, row_norms, col_norms, flat, wanted, self._generator(weight))
+        new = draw_candidates(weight, *activities(weight, (None, None)), flat, wanted, self._generator(weight))
         replace_active_(weight, self._state(weight.active), torch.arange(len(flat), device=flat.device), new)
 
     def _refresh(self, weight: SparseWeight, group: dict[str, Any]) -> None:
         state, wanted = self._state(weight.active), self._wanted(weight)
         assert weight.in_support is not None
         old = (~weight.in_support).nonzero().flatten()
-        if wanted + weight.nnz < weight.shape[0] * weight.shape[1]:
-            speed = self._speed(state, self.candidate_beta1, group)[old]
+        if wanted + weight.nnz < weight.positions:
+            speed = self._speed(weight, self.candidate_beta1, group)[old]
             old = old[speed.argsort(descending=True, stable=True)[: wanted - int(REPLACED * wanted)]]
         kept = torch.cat([weight.active_pattern.slots.long(), old]).sort().values
-        squares = [leaf.grad for leaf in weight.observed or ()] or [None, None]
-        row_norms, col_norms = (  # unless it was measured, all are as active
-            weight.active.new_ones(size) if of is None else of.sqrt()
-            for of, size in zip(squares, weight.shape, strict=True)
-        )
+        rows, cols = weight.observed or (None, None)
+        norms = activities(weight, (rows if rows is None else rows.grad, cols if cols is None else cols.grad))
         taken, count = active_flat(weight)[kept], weight.nnz + wanted - len(kept)
-        new = draw_candidates(weight, row_norms, col_norms, taken, count, self._generator(weight))
+        new = draw_candidates(weight, *norms, taken, count, self._generator(weight))
         replace_active_(weight, state, kept, new)
 
     def _to_active(self, weight: SparseWeight, group: dict[str, Any]) -> None:
         master, state = weight.master, self._state(weight.master)
         support, wanted = weight.pattern.flat_indices(), self._wanted(weight)
-        speed = self._speed(state, group["betas"][0], group)
+        speed = self._speed(weight, group["betas"][0], group)
         speed.view(-1)[support] = 0
-        best = flat_indices(*topk_select(speed, wanted - int(REPLACED * wanted)), weight.shape[1])
+        best = flat_indices(*topk_select(speed, wanted - int(REPLACED * wanted)), weight.grid[1])
         flat = torch.cat([support, best]).unique()  # where nothing moves, `best` may hold parts of the support
         slots = torch.searchsorted(flat, support)
-        kept_state = {name: state[name].flatten()[flat] for name in ("exp_avg", "exp_avg_sq")}
+        kept_state = {name: at_positions(weight, state[name], flat) for name in ("exp_avg", "exp_avg_sq")}
         grad = torch.zeros_like(master) if master.grad is None else master.grad
-        row_norms, col_norms = (torch.linalg.vector_norm(grad, dim=dim) for dim in (1, 0))
+        norms = activities(weight, (grad.square().sum(1), grad.square().sum(0)))
         count = len(support) + wanted - len(flat)
-        new = draw_candidates(weight, row_norms, col_norms, flat, count, self._generator(weight))
+        new = draw_candidates(weight, *norms, flat, count, self._generator(weight))
         del self.state[master]
         weight.to_active_()
-        weight.set_active_(*compressed(flat, weight.shape), master.detach().flatten()[flat], slots)
+        weight.set_active_(*compressed(flat, weight.grid), at_positions(weight, master.detach(), flat), slots)
         state = self.state[weight.active] = {"step": state["step"], **kept_state}
-        state |= {"joined": torch.zeros_like(weight.active), "norm_weight": torch.ones_like(weight.active)}
+        state |= {"joined": master.new_zeros(len(flat)), "norm_weight": master.new_ones(len(flat))}
         replace_active_(weight, state, torch.arange(len(flat), device=flat.device), new)
 
     def _state(self, p: Tensor) -> dict[str, Tensor]:
@@ -449,6 +466,6 @@ class SparseAdamW(torch.optim.Optimizer):
             state["exp_avg"] = torch.zeros_like(p)
             state["exp_avg_sq"] = torch.zeros_like(p)
             if any(w.form == "active" for w in self._sparse([p]).values()):
-                state["joined"] = torch.zeros_like(p)  # the step after which a position became active
-                state["norm_weight"] = torch.ones_like(p)  # see topology.Draws
+                state["joined"] = p.new_zeros(len(p))  # the step after which a position became active
+                state["norm_weight"] = p.new_ones(len(p))  # see topology.Draws
         return state

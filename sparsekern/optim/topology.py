@@ -3,9 +3,10 @@
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from ..formats import compressed, is_among
+from ..formats import block_norms, blocks_of, compressed, is_among
 from ..nn.weight import SparseWeight
 
 REPLACED = 0.5  # share of the candidates that a refresh replaces: those with the smallest steps
@@ -37,11 +38,11 @@ def draw_candidates(
 
     Args:
         weight: tells shape, floor and axis; where there is a floor, half of the neurons are drawn uniformly.
-        row_norms, col_norms: (N) and (K).
+        row_norms, col_norms: of the rows and columns of the weight's grid.
         taken: flat indices, ascending.
         generator: on the device of the norms.
     """
-    n, k = weight.shape
+    n, k = weight.grid
     if len(taken) + count >= n * k:
         everything = torch.arange(n * k, device=taken.device)
         missing = everything[~is_among(everything, taken)]
@@ -78,6 +79,35 @@ class _Distribution:
         return torch.searchsorted(self._ends, at.long(), right=True).clamp_(max=len(self._ends) - 1)
 
 
+def over_entries(per_position: Tensor, entries: Tensor) -> Tensor:
+    """One number per position, for each of its entries where positions are blocks."""
+    return per_position.view(-1, *[1] * (entries.dim() - 1))
+
+
+def position_norms(weight: SparseWeight, entries: Tensor) -> Tensor:
+    """Of what is like the Parameter: (N, K) -> the grid, (positions) or (positions, *block) -> (positions)."""
+    if weight.block is None:
+        return entries.abs()
+    return block_norms(entries, weight.block) if entries.dim() == 2 else entries.norm(dim=(1, 2))
+
+
+def at_positions(weight: SparseWeight, dense: Tensor, flat: Tensor) -> Tensor:
+    """What an (N, K) matrix holds at some positions."""
+    return dense.flatten()[flat] if weight.block is None else blocks_of(dense, weight.block).flatten(0, 1)[flat]
+
+
+def activities(weight: SparseWeight, squares: tuple[Tensor | None, Tensor | None]) -> tuple[Tensor, Tensor]:
+    """Norms over the rows and columns of the grid, from squares over those of the matrix; where they were not measured
+    all are as active."""
+    found = []
+    for of, size, side in zip(squares, weight.grid, weight.block or (1, 1), strict=True):
+        if of is None:
+            found.append(weight.parameter.new_ones(size))
+        else:
+            found.append(F.pad(of, (0, size * side - len(of))).view(size, side).sum(1).sqrt())
+    return found[0], found[1]
+
+
 def active_flat(weight: SparseWeight) -> Tensor:
     """(active) int64, ascending: the flat indices of a weight's active positions."""
     return weight.active_pattern.flat_indices()
@@ -93,7 +123,7 @@ def replace_active_(weight: SparseWeight, state: dict[str, Tensor], kept: Tensor
     flat, order = torch.cat([active_flat(weight)[kept], new.flat]).sort()
 
     def merged(old: Tensor, of_new: Tensor) -> Tensor:
-        return torch.cat([old[kept], of_new.to(old.dtype).expand(len(new.flat))])[order]
+        return torch.cat([old[kept], of_new.to(old.dtype).expand(len(new.flat), *old.shape[1:])])[order]
 
     zero = state["step"].new_zeros(())
     for name, of_new in (("exp_avg", zero), ("exp_avg_sq", zero), ("joined", state["step"])):
@@ -101,4 +131,4 @@ def replace_active_(weight: SparseWeight, state: dict[str, Tensor], kept: Tensor
     state["norm_weight"] = merged(torch.ones_like(state["norm_weight"]), new.weight)
     assert weight.in_support is not None
     slots = merged(weight.in_support, zero).nonzero().flatten()
-    weight.set_active_(*compressed(flat, weight.shape), merged(weight.active.data, zero), slots)
+    weight.set_active_(*compressed(flat, weight.grid), merged(weight.active.data, zero), slots)
