@@ -35,7 +35,7 @@ demo: setup
 	$(BIN)/python benchmarks/demo.py
 
 test: setup
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 # The kernels on processors without AVX-512 and without AVX, emulated: some ten minutes each.
 qemu: setup

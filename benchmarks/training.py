@@ -55,7 +55,7 @@ console = Console(soft_wrap=True, highlight=False)
 
 RATES = (0.015, 0.03, 0.06, 0.12)
 DENSE_RATES = (0.0025, 0.005, 0.01, 0.02, 0.04)
-BLOCK_RATES = (0.03, 0.06)
+BLOCK_METHODS = ["exact", *(name for name in METHODS if "blocks" in name)]
 ANNEAL_ENDS = (0.1, 0.2, 0.3, 0.5)
 TUNING_SEED = 100  # not among those that are compared
 RIVALS = [name for name in METHODS if name.startswith(("SET", "RigL"))]
@@ -121,8 +121,9 @@ def families_of(study: str, settings: list[str], seeds: list[int], only: list[st
             families.append([(study, name, "exact", seeds[0], rate, config.anneal_end)])
         return families
     if study == "blocks":
-        jobs = itertools.product(BLOCKS.items(), seeds, BLOCK_RATES)
-        return [[(study, name, "exact", seed, rate, config.anneal_end)] for (name, config), seed, rate in jobs]
+        for (name, config), seed in itertools.product(BLOCKS.items(), seeds):
+            families += [[(study, name, m, seed, config.lr, config.anneal_end)] for m in BLOCK_METHODS]
+        return families
     for name in settings:
         lr, end = SETTINGS[name].lr, SETTINGS[name].anneal_end
         if study == "tune":

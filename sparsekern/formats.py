@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .ops.bsr_linear import BLOCK_SIDES
 from .ops.csr_pattern import csr_scatter, csr_transpose, csr_validate
 from .ops.topk_project import topk_select
 
@@ -271,7 +272,6 @@ class CSR:
 
 
 Block = int | tuple[int, int]
-BLOCK_SIDES = (16, 32, 64, 128)
 
 
 def block_sides(block: Block) -> tuple[int, int]:
@@ -292,10 +292,29 @@ def grid_shape(shape: tuple[int, int], block: tuple[int, int]) -> tuple[int, int
 
 
 def blocks_of(dense: Tensor, block: tuple[int, int]) -> Tensor:
-    """(rows, columns of the grid, *block): an (N, K) matrix cut into blocks, zeros over its edge. A view if it can."""
+    """(rows, columns of the grid, *block): a view of an (N, K) matrix, or of a copy with zeros over its edge."""
     (n, k), (rows, cols) = dense.shape, grid_shape((dense.shape[0], dense.shape[1]), block)
-    padded = torch.nn.functional.pad(dense, (0, cols * block[1] - k, 0, rows * block[0] - n))
-    return padded.view(rows, block[0], cols, block[1]).transpose(1, 2)
+    if (n, k) != (rows * block[0], cols * block[1]):
+        dense = torch.nn.functional.pad(dense, (0, cols * block[1] - k, 0, rows * block[0] - n))
+    return dense.view(rows, block[0], cols, block[1]).transpose(1, 2)
+
+
+def gather_blocks(dense: Tensor, block: tuple[int, int], flat: Tensor) -> Tensor:
+    """(len(flat), *block): the blocks of an (N, K) matrix at flat positions of its grid."""
+    cut = blocks_of(dense, block)
+    cols = max(1, cut.shape[1])
+    return cut[flat.div(cols, rounding_mode="floor"), flat % cols]
+
+
+def clear_over_edge_(values: Tensor, crow: Tensor, col: Tensor, shape: tuple[int, int]) -> Tensor:
+    """Set to 0, in place, what blocks (positions, *block) hold over the edge of an (N, K) matrix."""
+    height, width = values.shape[1:]
+    rows, cols = grid_shape(shape, (height, width))
+    if rows * height > shape[0]:
+        values[int(crow[-2]) :, shape[0] - rows * height :] = 0
+    if cols * width > shape[1]:
+        values[col == cols - 1, :, shape[1] - cols * width :] = 0
+    return values
 
 
 def block_norms(dense: Tensor, block: tuple[int, int]) -> Tensor:
@@ -350,7 +369,7 @@ class BSR:
         crow, col = topk_select(norms, count_nonzeros((norms.shape[0], norms.shape[1]), blocks, density))
         pattern = Pattern.build(crow, col, (norms.shape[0], norms.shape[1]))
         shape = (weight.shape[0], weight.shape[1])
-        return cls(weight.new_empty(pattern.nnz, *sides), pattern, shape).gather(weight)
+        return cls(gather_blocks(weight, sides, pattern.flat_indices()), pattern, shape)
 
     @classmethod
     def random(
@@ -374,6 +393,7 @@ class BSR:
         rows, cols = grid_shape((n, k), sides)
         where = CSR.random(rows, cols, nnz=blocks, density=density, floor=floor, axis=axis, generator=generator)
         values = torch.randn(where.nnz, *sides, generator=generator, dtype=dtype, device=where.device)
+        clear_over_edge_(values, where.crow_indices, where.col_indices, (n, k))
         return cls(values, where.pattern, (n, k))
 
     @classmethod
@@ -395,9 +415,7 @@ class BSR:
 
     def gather(self, dense: Tensor) -> "BSR":
         """The blocks of a dense (N, K) matrix at the same pattern; differentiable in the matrix."""
-        cut, cols = blocks_of(dense, self.block), self.pattern.shape[1]
-        rows = self.pattern.flat_indices().div(cols, rounding_mode="floor") if cols else self.col_indices.long()
-        return self.with_values(cut[rows, self.col_indices.long()])
+        return self.with_values(gather_blocks(dense, self.block, self.pattern.flat_indices()))
 
     # ---- reading
 

@@ -3,7 +3,6 @@
 import json
 from dataclasses import dataclass, fields
 
-from .formats import BLOCK_SIDES
 from .models import GPTConfig
 from .optim import Anneal
 
@@ -91,9 +90,6 @@ class TrainConfig:
             raise ValueError(f"start_factor must be at least 1, got {self.start_factor}")
         if self.dtype not in ("f32", "bf16"):
             raise ValueError(f"dtype must be f32 or bf16, got {self.dtype!r}")
-        without = set(self.model.blocks.values()) - set(BLOCK_SIDES)
-        if self.mode == "sparse" and without:
-            raise ValueError(f"weight_blocks of sparse mode must be among {BLOCK_SIDES}, got {sorted(without)}")
         self.schedule(self.density), self.model  # these check themselves
 
     @property

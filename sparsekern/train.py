@@ -217,7 +217,8 @@ class Trainer:
     def _density(self) -> float:
         """Of the matrices; in sparse mode it follows the schedule in stages."""
         matrices = self.model.matrices()
-        return sum(w.entries for w in matrices) / sum(w.shape[0] * w.shape[1] for w in matrices)
+        sizes = [w.shape[0] * w.shape[1] for w in matrices]
+        return sum(w.nnz * size / w.positions for w, size in zip(matrices, sizes, strict=True)) / sum(sizes)
 
     def _is_to_stop(self) -> bool:
         if distributed.world_size() == 1:

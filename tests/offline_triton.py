@@ -13,10 +13,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import torch
 import triton
@@ -144,19 +142,16 @@ def launch_linear(dtype: torch.dtype, index: torch.dtype) -> None:
         IMPLEMENTATIONS["csr_sddmm"](y, x, *pattern)
 
 
-def launch_blocks(dtype: torch.dtype) -> None:
-    """The projections of a layer in blocks of which a tenth is there, with every tile that a GPU would try."""
-    side, modules = 64, [import_module(f"sparsekern._triton.bsr_{op}") for op in ("linear", "sddmm")]
-    tiles = "_TILES_WITHOUT_TENSOR_CORES" if dtype == torch.float32 else "_TILES"
-    rows, cols = HIDDEN // side, MODEL // side
-    blocks = rows * cols // 10
-    pattern = [empty(length, dtype=torch.int32) for length in (rows + 1, blocks, cols + 1, blocks, blocks)]
-    x, y, values = empty(TOKENS, MODEL, dtype=dtype), empty(TOKENS, HIDDEN, dtype=dtype), empty(blocks, side, side)
-    for of_linear, of_sddmm in zip(*(getattr(module, tiles) for module in modules), strict=True):
-        with patch.object(modules[0], tiles, (of_linear,)), patch.object(modules[1], tiles, (of_sddmm,)):
-            IMPLEMENTATIONS["bsr_linear"](x, values, *pattern, empty(HIDDEN), HIDDEN, False)
-            IMPLEMENTATIONS["bsr_sddmm"](y, x, *pattern, side, side)
-    IMPLEMENTATIONS["bsr_linear"](y, values, *pattern, None, MODEL, True)
+def launch_blocks(dtype: torch.dtype, tokens: int) -> None:
+    """The projections of a layer in blocks of which a tenth is there."""
+    for side in (16, 128):
+        rows, cols = HIDDEN // side, MODEL // side
+        blocks = rows * cols // 10
+        pattern = [empty(length, dtype=torch.int32) for length in (rows + 1, blocks, cols + 1, blocks, blocks)]
+        x, y, values = empty(tokens, MODEL, dtype=dtype), empty(tokens, HIDDEN, dtype=dtype), empty(blocks, side, side)
+        IMPLEMENTATIONS["bsr_linear"](x, values, *pattern, empty(HIDDEN), HIDDEN, False)
+        IMPLEMENTATIONS["bsr_linear"](y, values, *pattern, None, MODEL, True)
+        IMPLEMENTATIONS["bsr_sddmm"](y, x, *pattern, side, side)
 
 
 def launch_abs_topk(width: int, dtype: torch.dtype) -> None:
@@ -183,8 +178,8 @@ def launch_all() -> Iterator[tuple[str, Callable[[], None]]]:
     yield "float32 int64", partial(launch_linear, torch.float32, torch.int64)
     yield "float32 wide", partial(launch_abs_topk, 65536, torch.float32)
     yield "float32", launch_project
-    yield "float32", partial(launch_blocks, torch.float32)
-    yield "bfloat16", partial(launch_blocks, torch.bfloat16)
+    for dtype, tokens in ((torch.float32, 2048), (torch.bfloat16, 2048), (torch.bfloat16, 65536)):
+        yield str(dtype).removeprefix("torch."), partial(launch_blocks, dtype, tokens)
 
 
 def main() -> None:

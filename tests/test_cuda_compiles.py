@@ -20,7 +20,6 @@ if not (shutil.which("nvcc") or os.environ.get("CUDACXX")):
     pytest.skip("needs nvcc, CUDA's compiler", allow_module_level=True)
 
 ROOT = Path(__file__).parent.parent
-pytestmark = pytest.mark.xdist_group("nvcc")  # one process builds
 BUILD = ROOT / "build" / "cuda-check"  # kept: a second run compiles only what has changed
 ARCHS = ("sm_80", "sm_90a", "sm_100")
 KERNELS = sorted(path.stem for path in (ROOT / "csrc" / "cuda").glob("*.cu"))

@@ -18,7 +18,6 @@ from sparsekern.optim.parallel import checksum, gradient_bytes
 from sparsekern.train import Trainer
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-pytestmark = pytest.mark.xdist_group("torchrun")  # one pair at a time
 
 
 @pytest.fixture(scope="module")

@@ -3,26 +3,35 @@
 With activations of 16 bits the values are rounded to these, as torch's own matmul would want them; sums are float32.
 """
 
+from dataclasses import dataclass
+
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from ..ops.reference import as_matrix
 from .checks import VALUE_DTYPES, check_blocks, check_dims, check_float, check_grid, check_pattern, check_vector
-from .launch import Tile, launch_best, precision
+from .launch import has_tensor_cores, launch, precision
 
 _WIDEST = 64  # features of y per program: larger blocks are computed in parts, for want of registers
-# Tokens per program and how they are worked on; the fastest is found when a shape is first met on a GPU.
-_TILES = (
-    Tile({"BLOCK_T": 64}, num_warps=4, num_stages=3),
-    Tile({"BLOCK_T": 128}, num_warps=4, num_stages=3),
-    Tile({"BLOCK_T": 128}, num_warps=8, num_stages=3),
-    Tile({"BLOCK_T": 32}, num_warps=4, num_stages=3),
-)
-_TILES_WITHOUT_TENSOR_CORES = (
-    Tile({"BLOCK_T": 32}, num_warps=8, num_stages=2),
-    Tile({"BLOCK_T": 16}, num_warps=4, num_stages=2),
-)
+
+
+@dataclass(frozen=True)
+class BlockPlan:
+    """What a program computes and how."""
+
+    block_t: int  # tokens
+    depth: int  # features of x at a time
+    num_warps: int
+    num_stages: int
+
+
+def plan_bsr_linear(tokens: int, in_side: int, dtype: torch.dtype) -> BlockPlan:
+    """From the shape alone, so that the sums are always the same; not yet measured on a GPU."""
+    if not has_tensor_cores(dtype):
+        return BlockPlan(32, min(in_side, 64 // VALUE_DTYPES[dtype].itemsize), num_warps=8, num_stages=2)
+    return BlockPlan(128 if tokens > 4096 else 64, min(in_side, 64), num_warps=4, num_stages=3)
 
 
 @triton.jit(do_not_specialize=["tokens"])
@@ -107,12 +116,10 @@ def bsr_linear(
     tokens = source.shape[0]
     width = min(out_side, _WIDEST)
     parts = grid_rows * (out_side // width)
-    how = precision(x.dtype)
-    launch_best(
+    plan = plan_bsr_linear(tokens, in_side, x.dtype)
+    launch(
         _bsr_linear,
-        _TILES_WITHOUT_TENSOR_CORES if how == "ieee" else _TILES,
-        lambda tile: parts * triton.cdiv(tokens, tile["BLOCK_T"]),
-        ("features_in", "features_out", "OUT", "IN"),
+        parts * triton.cdiv(tokens, plan.block_t),
         source,
         values.contiguous(),
         perm if transposed else None,
@@ -128,7 +135,10 @@ def bsr_linear(
         OUT=width,
         IN=in_side,
         BLOCK=out_side * in_side,
-        DEPTH=min(in_side, 64 // values.itemsize if how == "ieee" else 64),
-        PRECISION=how,
+        DEPTH=plan.depth,
+        PRECISION=precision(x.dtype),
+        BLOCK_T=plan.block_t,
+        num_warps=plan.num_warps,
+        num_stages=plan.num_stages,
     )
     return y

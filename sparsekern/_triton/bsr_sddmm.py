@@ -1,29 +1,41 @@
 """``bsr_sddmm``: a program computes one block, a product over the tokens of a slice, on tensor cores."""
 
+from dataclasses import dataclass
+
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from ..ops.reference import as_matrix
 from .checks import VALUE_DTYPES, check_dims, check_float, check_grid, check_pattern, check_side, scalar_type, shape_of
-from .launch import Tile, launch_best, precision
+from .launch import has_tensor_cores, launch, precision
 from .plain import row_indices
 
-_SLICE = 2048  # tokens that one program adds up; follows from nothing but the shape, so the result is always the same
 _WIDEST = 64  # rows and columns per program: larger blocks are computed in parts, for want of registers
-_TILES = (
-    Tile({"BLOCK_T": 64}, num_warps=4, num_stages=3),
-    Tile({"BLOCK_T": 32}, num_warps=4, num_stages=3),
-    Tile({"BLOCK_T": 128}, num_warps=4, num_stages=2),
-    Tile({"BLOCK_T": 64}, num_warps=8, num_stages=3),
-)
-_TILES_WITHOUT_TENSOR_CORES = (
-    Tile({"BLOCK_T": 16}, num_warps=4, num_stages=2),
-    Tile({"BLOCK_T": 32}, num_warps=8, num_stages=2),
-)
+_PROGRAMS = 512  # enough to fill a GPU: only where blocks are fewer, the tokens are cut into slices
 
 
-@triton.jit(do_not_specialize=["blocks", "tokens"])
+@dataclass(frozen=True)
+class BlockPlan:
+    """What a program sums: one slice of the tokens."""
+
+    block_t: int  # tokens at a time
+    slice_tokens: int
+    num_warps: int
+    num_stages: int
+
+
+def plan_bsr_sddmm(tokens: int, programs: int, dtype: torch.dtype) -> BlockPlan:
+    """From the shape alone, so that the sums are always the same; not yet measured on a GPU."""
+    fast = has_tensor_cores(dtype)
+    block_t = 64 if fast else 16
+    slices = min(triton.cdiv(_PROGRAMS, max(1, programs)), triton.cdiv(tokens, 2048))
+    slice_tokens = triton.cdiv(triton.cdiv(tokens, max(1, slices)), block_t) * block_t
+    return BlockPlan(block_t, slice_tokens, num_warps=4, num_stages=3 if fast else 2)
+
+
+@triton.jit(do_not_specialize=["blocks", "tokens", "slice_tokens"])
 def _bsr_sddmm(
     a,  # (tokens, rows)
     b,  # (tokens, cols)
@@ -32,13 +44,13 @@ def _bsr_sddmm(
     out,  # (slices, blocks, HEIGHT, WIDTH)
     blocks,
     tokens,
+    slice_tokens,
     rows,
     cols,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLS: tl.constexpr,
     HEIGHT: tl.constexpr,  # rows and columns of a part of a block
     WIDTH: tl.constexpr,
-    SLICE: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_T: tl.constexpr,
 ):
@@ -48,13 +60,13 @@ def _bsr_sddmm(
     part = program % PARTS
     position = program // PARTS  # of (slices, blocks)
     p = position % blocks
-    begin = (position // blocks) * SLICE
+    begin = (position // blocks) * slice_tokens
     i = (part // (BLOCK_COLS // WIDTH)) * HEIGHT + tl.arange(0, HEIGHT)
     j = (part % (BLOCK_COLS // WIDTH)) * WIDTH + tl.arange(0, WIDTH)
     n = tl.load(row + p) * BLOCK_ROWS + i
     k = tl.load(col + p) * BLOCK_COLS + j
     sums = tl.zeros((HEIGHT, WIDTH), out.dtype.element_ty)
-    for first in range(begin, tl.minimum(begin + SLICE, tokens), BLOCK_T):
+    for first in range(begin, tl.minimum(begin + slice_tokens, tokens), BLOCK_T):
         t = first + tl.arange(0, BLOCK_T)
         live, t = t < tokens, t.to(tl.int64)
         left = tl.load(a + t[:, None] * rows + n[None, :], mask=live[:, None] & (n < rows)[None, :], other=0.0)
@@ -93,17 +105,15 @@ def bsr_sddmm(
 
     left, right = as_matrix(a).contiguous(), as_matrix(b).contiguous()
     tokens, blocks = left.shape[0], col.shape[0]
-    slices = triton.cdiv(tokens, _SLICE)
+    height, width = min(block_rows, _WIDEST), min(block_cols, _WIDEST)
+    programs = blocks * (block_rows // height) * (block_cols // width)
+    plan = plan_bsr_sddmm(tokens, programs, a.dtype)
+    slices = triton.cdiv(tokens, max(1, plan.slice_tokens))
     partial = a.new_empty(slices, blocks, block_rows, block_cols, dtype=VALUE_DTYPES[a.dtype])
     if partial.numel() > 0:
-        height, width = min(block_rows, _WIDEST), min(block_cols, _WIDEST)
-        parts = (block_rows // height) * (block_cols // width)
-        how = precision(a.dtype)
-        launch_best(
+        launch(
             _bsr_sddmm,
-            _TILES_WITHOUT_TENSOR_CORES if how == "ieee" else _TILES,
-            lambda tile: slices * blocks * parts,
-            ("rows", "cols", "BLOCK_ROWS", "BLOCK_COLS"),
+            slices * programs,
             left,
             right,
             row_indices(crow, col).to(col.dtype),
@@ -111,13 +121,16 @@ def bsr_sddmm(
             partial,
             blocks,
             tokens,
+            plan.slice_tokens,
             left.shape[1],
             right.shape[1],
             BLOCK_ROWS=block_rows,
             BLOCK_COLS=block_cols,
             HEIGHT=height,
             WIDTH=width,
-            SLICE=_SLICE,
-            PRECISION=how,
+            PRECISION=precision(a.dtype),
+            BLOCK_T=plan.block_t,
+            num_warps=plan.num_warps,
+            num_stages=plan.num_stages,
         )
     return partial[0] if slices == 1 else partial.sum(0)

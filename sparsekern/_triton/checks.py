@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from ..ops.bsr_linear import BLOCK_SIDES
+
 # dtype of activations -> dtype of the values, bias and sums that go with them
 VALUE_DTYPES = {
     torch.float32: torch.float32,
@@ -10,7 +12,6 @@ VALUE_DTYPES = {
     torch.float16: torch.float32,
     torch.float64: torch.float64,
 }
-BLOCK_SIDES = (16, 32, 64, 128)
 _SCALAR_TYPES = {
     torch.float32: "Float",
     torch.bfloat16: "BFloat16",

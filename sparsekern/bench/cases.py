@@ -5,7 +5,7 @@ from dataclasses import replace
 from functools import partial
 from itertools import product
 
-from ..formats import BLOCK_SIDES
+from ..ops.bsr_linear import BLOCK_SIDES
 from .blocks import build_blocks
 from .linear import build_conversion, build_layer, build_linear, build_sddmm
 from .measure import Builder, Case

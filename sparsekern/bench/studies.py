@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from .. import checkpoint
+from ..models.gpt import GPT, floor_of
+from ..nn import BlockSparseWeight, SparseLinear
 from ..optim import SparseAdamW
 from ..recipe import TrainConfig
 from ..train import CONFIG, LAST, METRICS, Trainer
@@ -45,12 +47,9 @@ DENSE: Mapping[str, TrainConfig] = {
     for steps in (25, 50, 100, 200, 400, 800)
 }
 
-# One number of nonzeros, one by one or in ever larger blocks; as sparse as floors allow for the largest.
+# As sparse as floors allow for blocks of 32.
 BLOCKS: Mapping[str, TrainConfig] = {
-    f"512 wide, 10 %, {side}x{side}": replace(
-        _COMMON, d_model=512, steps=600, density=0.1, weight_blocks="" if side == 1 else str(side)
-    )
-    for side in (1, 4, 16, 32)
+    f"512 wide, 10 %, rate {lr}": replace(_COMMON, d_model=512, steps=600, density=0.1, lr=lr) for lr in (0.03, 0.06)
 }
 
 
@@ -62,12 +61,14 @@ class Method:
         changes: to the configuration.
         optimizer: its class, and attributes of it.
         branches_at: go on from the exact run of the same setting and seed: at the "end-of-anneal" or a "density".
+        block: side of the blocks that the matrices consist of.
     """
 
     changes: Mapping[str, Any]
     optimizer: type[SparseAdamW] = SparseAdamW
     attributes: Mapping[str, Any] | None = None
     branches_at: str | None = None
+    block: int | None = None
 
 
 def _sparse(optimizer: type[SparseAdamW] = SparseAdamW, **changes: Any) -> Method:
@@ -84,6 +85,7 @@ METHODS: Mapping[str, Method] = {
     "sparse": _sparse(),
     "sparse from 10 %": _sparse(switch="density"),
     "sparse, never dense": Method({"mode": "sparse", "switch": "never-dense"}),
+    **{f"exact, blocks of {side}": Method({"mode": "exact"}, block=side) for side in (4, 16, 32)},
     "frozen mask": _sparse(rivals.FrozenAdamW),
     **{
         f"{name} {fraction} every {every}": _sparse(
@@ -126,11 +128,24 @@ class Outcome:
 class _StudyTrainer(Trainer):
     method = METHODS["exact"]
 
+    def _build_model(self, resume: bool) -> GPT:
+        model = super()._build_model(resume)
+        if self.method.block is not None:
+            use_blocks_(model, self.method.block)
+        return model
+
     def _build_optimizer(self, kind: type[SparseAdamW] = SparseAdamW) -> SparseAdamW:
         optimizer = super()._build_optimizer(self.method.optimizer)
         for name, value in {"model": self.model, "steps": self.config.steps, **(self.method.attributes or {})}.items():
             setattr(optimizer, name, value)
         return optimizer
+
+
+def use_blocks_(model: GPT, side: int) -> None:
+    """Let the matrices of a dense model, with their weights, consist of blocks of any side."""
+    for layer in [m for m in model.blocks.modules() if isinstance(m, SparseLinear)]:
+        old = layer.weight
+        layer.weight = BlockSparseWeight.from_master(old.master, side, floor=floor_of(old.floor, side), axis=old.axis)
 
 
 def branch_step(config: TrainConfig, at: str) -> int:

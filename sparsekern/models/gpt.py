@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..formats import BSR, CSR
+from ..formats import BLOCK_SIDES, BSR, CSR
 from ..nn import (
     AbsTopK,
     BlockSparseLinear,
@@ -75,10 +75,10 @@ class GPTConfig:
         if unknown:
             raise ValueError(f"afrac_loctypes must be among {SUBLAYER_LOCATIONS}, got {', '.join(sorted(unknown))}")
 
-        if set(self.blocks) - set(MATRICES) or not all(side > 0 for side in self.blocks.values()):
+        if set(self.blocks) - set(MATRICES) or set(self.blocks.values()) - set(BLOCK_SIDES):
             raise ValueError(
-                f"weight_blocks must be a side, or sides of {', '.join(MATRICES)} as in mlp.c_fc=64,mlp.c_proj=64; "
-                f"got {self.weight_blocks!r}"
+                f"weight_blocks must be a side, {', '.join(map(str, BLOCK_SIDES))}, or sides of {', '.join(MATRICES)} "
+                f"as in mlp.c_fc=64,mlp.c_proj=64; got {self.weight_blocks!r}"
             )
 
     @property

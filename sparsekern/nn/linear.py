@@ -61,6 +61,8 @@ class SparseLinear(nn.Module):
         fan_in = max(1.0, self.weight.density * self.in_features)
         bound = 1 / math.sqrt(fan_in)
         self.weight.parameter.uniform_(-bound, bound)
+        if isinstance(self.weight, BlockSparseWeight):
+            self.weight.clear_over_edge_()
         if self.bias is not None:
             self.bias.uniform_(-bound, bound)
 

@@ -26,7 +26,7 @@ def sparsify_(
 
     Args:
         model: any module; if it is itself a layer to replace, use the return value.
-        density: fraction of the entries kept, per layer.
+        density: fraction of the entries (or blocks) kept, per layer; rounded down to a count, which may be 0.
         include, exclude: shell-style patterns of qualified module names (``"blocks.*.mlp.*"``).
         block: sides of the dense blocks that linear layers keep; of an embedding, and of a linear layer tied to one,
             single entries are kept all the same.

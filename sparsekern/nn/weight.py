@@ -7,7 +7,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..formats import (
-    BLOCK_SIDES,
     BSR,
     CSR,
     ActivePattern,
@@ -15,8 +14,9 @@ from ..formats import (
     Pattern,
     block_norms,
     block_sides,
-    blocks_of,
+    clear_over_edge_,
     flat_indices,
+    gather_blocks,
     grid_shape,
     is_among,
 )
@@ -27,7 +27,7 @@ from ..ops.csr_embedding import csr_embedding, csr_embedding_active
 from ..ops.csr_linear import csr_linear
 from ..ops.csr_linear_active import csr_linear_active
 from ..ops.csr_linear_dense_grad import csr_linear_dense_grad
-from ..ops.csr_pattern import csr_gather, csr_scatter
+from ..ops.csr_pattern import csr_gather
 from ..ops.observe import observe
 from ..ops.topk_project import topk_project_pattern_
 
@@ -390,15 +390,22 @@ class BlockSparseWeight(SparseWeight):
         nn.Module.__init__(self)
         self.block = bsr.block
         self._begin(bsr.values, bsr.pattern, bsr.shape, floor, axis)
+        self.clear_over_edge_()
 
     @classmethod
     def from_master(  # type: ignore[override]
         cls, master: Tensor, block: Block, *, floor: int = 0, axis: int | None = None
     ) -> "BlockSparseWeight":
         """A weight in master form that is dense so far. Sides that there are no kernels for will do in this form."""
-        n, k = master.shape
-        weight = cls(BSR.random(n, k, BLOCK_SIDES[0], blocks=0, dtype=master.dtype), floor=floor, axis=axis)
-        weight.block = (block, block) if isinstance(block, int) else block
+        sides = (block, block) if isinstance(block, int) else (block[0], block[1])
+        if min(sides) < 1:
+            raise ValueError(f"block must have positive sides, got {block}")
+        weight = cls.__new__(cls)
+        nn.Module.__init__(weight)
+        weight.block = sides
+        shape = (master.shape[0], master.shape[1])
+        nothing = CSR.random(*grid_shape(shape, sides), nnz=0).pattern
+        weight._begin(master.new_empty(0, *sides), nothing, shape, floor, axis)
         weight._begin_dense(master)
         return weight
 
@@ -417,7 +424,11 @@ class BlockSparseWeight(SparseWeight):
 
     @property
     def entries(self) -> int:
-        return self.nnz * self.block[0] * self.block[1]
+        total = self.nnz * self.block[0] * self.block[1]
+        if self.grid[0] * self.block[0] == self.shape[0] and self.grid[1] * self.block[1] == self.shape[1]:
+            return total
+        inside = torch.ones(self.nnz, *self.block, dtype=torch.bool, device=self.device)
+        return int(clear_over_edge_(inside, self.crow_indices, self.col_indices, self.shape).sum())
 
     @property
     def bsr(self) -> BSR:
@@ -426,15 +437,27 @@ class BlockSparseWeight(SparseWeight):
 
     @property
     def csr(self) -> CSR:
-        raise AttributeError("a weight of blocks has no csr: see bsr")
+        raise TypeError("a weight of blocks has no csr: see bsr")
 
     def to_dense(self) -> Tensor:
         """(N, K), zero off the pattern; differentiable in the Parameter."""
         return self.master.clone() if self.form == "master" else self.bsr.to_dense()
 
     def _gather(self, dense: Tensor) -> Tensor:
-        rows = flat_indices(self.crow_indices, self.col_indices, self.grid[1])
-        return blocks_of(dense, self.block).flatten(0, 1)[rows]
+        return gather_blocks(dense, self.block, flat_indices(self.crow_indices, self.col_indices, self.grid[1]))
+
+    @torch.no_grad()
+    def clear_over_edge_(self) -> None:
+        """Let blocks be 0 over the edge of the matrix: an optimizer compares their norms. There, gradients are 0."""
+        if self.form == "values":
+            clear_over_edge_(self.values.data, self.crow_indices, self.col_indices, self.shape)
+        elif self.form == "active":
+            where = self.active_pattern
+            clear_over_edge_(self.active.data, where.crow_indices, where.col_indices, self.shape)
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        super()._load_from_state_dict(*args)
+        self.clear_over_edge_()
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, block={self.block}"
@@ -467,9 +490,8 @@ class BlockSparseWeight(SparseWeight):
             raise RuntimeError("project_: only a weight in master form can be projected (see to_master_)")
         norms = block_norms(self.master.detach(), self.block)
         crow, col = topk_project_pattern_(norms, self.budget, self.floor, self.axis)
-        kept = csr_scatter(torch.ones_like(norms[0, :1]).expand(len(col)).contiguous(), crow, col, self.grid[1])
-        mask = kept.repeat_interleave(self.block[0], 0).repeat_interleave(self.block[1], 1)
-        self.master.mul_(mask[: self.shape[0], : self.shape[1]])
+        kept = norms.ne(0).repeat_interleave(self.block[0], 0).repeat_interleave(self.block[1], 1)
+        self.master.mul_(kept[: self.shape[0], : self.shape[1]])
         self._set_pattern(crow, col)
 
     def _set_parameter(self, form: str, data: Tensor) -> None:

@@ -12,6 +12,8 @@ from .reference import as_matrix
 if TYPE_CHECKING:
     from ..formats import BSR
 
+BLOCK_SIDES = (16, 32, 64, 128)  # that there are kernels for
+
 
 def _linear_fake(x: Tensor, values: Tensor, *rest: Any) -> Tensor:
     *_, out_features, _ = rest

@@ -1,7 +1,7 @@
 """``SparseAdamW``: Adam on sparse weights, with the published step order (Gao et al. 2025, appendix A.2)."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.adam import adam
 
-from ..formats import compressed, flat_indices
+from ..formats import block_sides, compressed, flat_indices
 from ..nn.weight import SparseWeight
 from ..ops.adamw_project import adamw_project_
 from ..ops.adamw_select import ActiveMatrix, adamw_select_
@@ -60,6 +60,13 @@ def _scalar(number: float | Tensor, device: torch.device) -> Tensor:
 
 def _grads(params: Sequence[Tensor]) -> list[Tensor]:
     return [p.grad for p in params if p.grad is not None]
+
+
+def _require_kernels(weights: Iterable[SparseWeight]) -> None:
+    """Before any of them is brought into active form."""
+    for weight in weights:
+        if weight.block is not None:
+            block_sides(weight.block)
 
 
 def _of_all_groups(name: str) -> Any:
@@ -145,6 +152,8 @@ class SparseAdamW(torch.optim.Optimizer):
             group = dict(group)
             weights = group.pop("sparse_weights", {})
             if weights:
+                if mode == "sparse":
+                    _require_kernels(weights.values())
                 new += [w for w in weights.values() if w.form != "active"]
                 formed = [w.to_master_() if mode == "exact" else w.to_active_() for w in weights.values()]
                 group["params"] = [w.parameter for w in formed]
@@ -228,6 +237,7 @@ class SparseAdamW(torch.optim.Optimizer):
         the others are drawn by the norms of the gradient's rows and columns, if it is still there. Each ``master``
         Parameter is replaced by an ``active`` one, here and in the model.
         """
+        _require_kernels(self.sparse_weights)
         for group in self.param_groups:
             sparse = self._sparse(group["params"])
             for i, p in enumerate(group["params"]):
@@ -449,11 +459,12 @@ class SparseAdamW(torch.optim.Optimizer):
         slots = torch.searchsorted(flat, support)
         kept_state = {name: at_positions(weight, state[name], flat) for name in ("exp_avg", "exp_avg_sq")}
         grad = torch.zeros_like(master) if master.grad is None else master.grad
-        norms = activities(weight, (grad.square().sum(1), grad.square().sum(0)))
+        rows, cols = (torch.linalg.vector_norm(grad, dim=dim).square() for dim in (1, 0))
+        norms = activities(weight, (rows, cols))
         count = len(support) + wanted - len(flat)
         new = draw_candidates(weight, *norms, flat, count, self._generator(weight))
-        del self.state[master]
         weight.to_active_()
+        del self.state[master]
         weight.set_active_(*compressed(flat, weight.grid), at_positions(weight, master.detach(), flat), slots)
         state = self.state[weight.active] = {"step": state["step"], **kept_state}
         state |= {"joined": master.new_zeros(len(flat)), "norm_weight": master.new_ones(len(flat))}

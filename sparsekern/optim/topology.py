@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..formats import block_norms, blocks_of, compressed, is_among
+from ..formats import block_norms, compressed, gather_blocks, is_among
 from ..nn.weight import SparseWeight
 
 REPLACED = 0.5  # share of the candidates that a refresh replaces: those with the smallest steps
@@ -93,7 +93,7 @@ def position_norms(weight: SparseWeight, entries: Tensor) -> Tensor:
 
 def at_positions(weight: SparseWeight, dense: Tensor, flat: Tensor) -> Tensor:
     """What an (N, K) matrix holds at some positions."""
-    return dense.flatten()[flat] if weight.block is None else blocks_of(dense, weight.block).flatten(0, 1)[flat]
+    return dense.flatten()[flat] if weight.block is None else gather_blocks(dense, weight.block, flat)
 
 
 def activities(weight: SparseWeight, squares: tuple[Tensor | None, Tensor | None]) -> tuple[Tensor, Tensor]:

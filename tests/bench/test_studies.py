@@ -40,6 +40,8 @@ def trunk(sources: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_method_runs(name: str, sources: Path, trunk: Path, tmp_path: Path) -> None:
     config = tiny(sources, switch_density=0.4, eval_every=100, save_every=100, refresh_every=3, start_factor=2.0)
     method = METHODS[name]
+    if method.block is not None:
+        config = replace(config, min_alive=0)  # which would need more blocks than there are
     if method.attributes and "update_every" in method.attributes:
         method = replace(method, attributes={**method.attributes, "update_every": 2})
     outcome = run(config, method, tmp_path / "scratch", trunk)

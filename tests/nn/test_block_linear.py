@@ -128,3 +128,18 @@ def test_compiles_as_one_graph() -> None:
     compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(x), layer(x))
     compiled(x).sum().backward()
+
+
+def test_entries_are_those_inside_of_the_matrix() -> None:
+    assert BlockSparseLinear(50, 30, 32, density=1.0).weight.entries == 50 * 30
+    assert BlockSparseLinear(64, 32, 32, density=0.5).weight.entries == 32 * 32
+    weight = BlockSparseLinear(50, 30, 32, density=1.0).weight
+    saved = {name: torch.full_like(t, 7) if name == "values" else t for name, t in weight.state_dict().items()}
+    weight.load_state_dict(saved)
+    assert float(weight.values.sum()) == 7 * 50 * 30
+    assert BlockSparseWeight.from_master(torch.randn(0, 40), 16).project_() is None
+
+
+def test_there_is_no_csr() -> None:
+    with pytest.raises(TypeError, match="a weight of blocks has no csr: see bsr"):
+        print(BlockSparseLinear(16, 16, 16, density=1.0).weight.csr)

@@ -2,6 +2,8 @@
 
 import copy
 import math
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -19,9 +21,9 @@ BLOCKED = sk.models.GPTConfig(**{**vars(CONFIG), "d_model": 64, "n_layer": 1, "w
 SPARSEST = 0.5  # so that every neuron's floor fits
 
 
-def make_model(**changes: Any) -> sk.models.GPT:
+def make_model(config: Mapping[str, Any] | None = None, **changes: Any) -> sk.models.GPT:
     torch.manual_seed(0)
-    return sk.models.GPT(BLOCKED, floor=2, **changes).double()
+    return sk.models.GPT(replace(BLOCKED, **(config or {})), floor=2, **changes).double()
 
 
 def density_of(step: int) -> float:
@@ -45,7 +47,7 @@ def train(
     return losses
 
 
-def optimizer_of(model: sk.models.GPT, mode: str, **changes: Any) -> sk.optim.SparseAdamW:
+def optimizer_of(model: torch.nn.Module, mode: str, **changes: Any) -> sk.optim.SparseAdamW:
     return sk.optim.SparseAdamW(sk.optim.param_groups(model), lr=LR, mode=mode, **changes)
 
 
@@ -95,8 +97,11 @@ def test_exact_mode_equals_plain_dense_training() -> None:
         assert torch.equal(p != 0, weights[name] != 0), name
 
 
-def test_sparse_mode_over_everything_equals_exact_mode() -> None:
-    exact, sparse = make_model(), make_model()
+@pytest.mark.parametrize("side", [16, 64])
+def test_sparse_mode_over_everything_equals_exact_mode(side: int) -> None:
+    """Of 64, blocks reach over the edges of the matrices of a model 80 wide."""
+    config = {"d_model": 80, "weight_blocks": str(side)}
+    exact, sparse = make_model(config), make_model(config)
     losses = train(exact, optimizer_of(exact, "exact"), STEPS)
     everything = optimizer_of(sparse, "sparse", candidates=math.inf, candidate_beta1=0.9, refresh_every=1)
     assert all(w.form == "active" for w in sparse.matrices())
@@ -152,3 +157,27 @@ def test_to_sparse_keeps_the_weights() -> None:
         assert torch.equal(weight.to_dense(), dense)
     losses = train(model, optimizer, STEPS, STEPS // 2)
     assert losses[-1] < losses[0]
+
+
+def test_what_lies_over_the_edge_does_not_count() -> None:
+    values = torch.full((2, 16, 16), 0.5)
+    values[1] = 5.0
+    values[1, :, 0] = 0.0  # all that is inside of the matrix
+    weight = BlockSparseWeight(sk.BSR.from_parts(torch.tensor([0, 2]), torch.tensor([0, 1]), values, (16, 17)))
+    model = torch.nn.ModuleDict({"weight": weight})
+    optimizer = optimizer_of(model, "sparse")
+    weight.budget = 1
+    weight.linear(torch.ones(3, 17)).sum().backward()
+    optimizer.step()
+    assert weight.col_indices.tolist() == [0]
+
+
+def test_a_side_without_kernels_is_refused_before_anything_changes() -> None:
+    weights = [BlockSparseWeight.from_master(torch.randn(32, 32), side) for side in (16, 4)]
+    model = torch.nn.ModuleList(weights)
+    with pytest.raises(ValueError, match="block must have sides among"):
+        optimizer_of(model, "sparse")
+    optimizer = optimizer_of(model, "exact")
+    with pytest.raises(ValueError, match="block must have sides among"):
+        optimizer.to_sparse_()
+    assert [w.form for w in weights] == ["master", "master"]
