@@ -142,16 +142,15 @@ def launch_linear(dtype: torch.dtype, index: torch.dtype) -> None:
         IMPLEMENTATIONS["csr_sddmm"](y, x, *pattern)
 
 
-def launch_blocks(dtype: torch.dtype, tokens: int) -> None:
+def launch_blocks(dtype: torch.dtype, side: int, tokens: int) -> None:
     """The projections of a layer in blocks of which a tenth is there."""
-    for side in (16, 128):
-        rows, cols = HIDDEN // side, MODEL // side
-        blocks = rows * cols // 10
-        pattern = [empty(length, dtype=torch.int32) for length in (rows + 1, blocks, cols + 1, blocks, blocks)]
-        x, y, values = empty(tokens, MODEL, dtype=dtype), empty(tokens, HIDDEN, dtype=dtype), empty(blocks, side, side)
-        IMPLEMENTATIONS["bsr_linear"](x, values, *pattern, empty(HIDDEN), HIDDEN, False)
-        IMPLEMENTATIONS["bsr_linear"](y, values, *pattern, None, MODEL, True)
-        IMPLEMENTATIONS["bsr_sddmm"](y, x, *pattern, side, side)
+    rows, cols = HIDDEN // side, MODEL // side
+    blocks = rows * cols // 10
+    pattern = [empty(length, dtype=torch.int32) for length in (rows + 1, blocks, cols + 1, blocks, blocks)]
+    x, y, values = empty(tokens, MODEL, dtype=dtype), empty(tokens, HIDDEN, dtype=dtype), empty(blocks, side, side)
+    IMPLEMENTATIONS["bsr_linear"](x, values, *pattern, empty(HIDDEN), HIDDEN, False)
+    IMPLEMENTATIONS["bsr_linear"](y, values, *pattern, None, MODEL, True)
+    IMPLEMENTATIONS["bsr_sddmm"](y, x, *pattern, side, side)
 
 
 def launch_abs_topk(width: int, dtype: torch.dtype) -> None:
@@ -178,8 +177,9 @@ def launch_all() -> Iterator[tuple[str, Callable[[], None]]]:
     yield "float32 int64", partial(launch_linear, torch.float32, torch.int64)
     yield "float32 wide", partial(launch_abs_topk, 65536, torch.float32)
     yield "float32", launch_project
-    for dtype, tokens in ((torch.float32, 2048), (torch.bfloat16, 2048), (torch.bfloat16, 65536)):
-        yield str(dtype).removeprefix("torch."), partial(launch_blocks, dtype, tokens)
+    for dtype, side, tokens in ((torch.float32, 64, 2048), (torch.bfloat16, 16, 2048), (torch.bfloat16, 128, 65536)):
+        name = str(dtype).removeprefix("torch.")
+        yield f"{name} blocks of {side}", partial(launch_blocks, dtype, side, tokens)
 
 
 def main() -> None:

@@ -49,7 +49,7 @@ DENSE: Mapping[str, TrainConfig] = {
 
 # As sparse as floors allow for blocks of 32.
 BLOCKS: Mapping[str, TrainConfig] = {
-    f"512 wide, 10 %, rate {lr}": replace(_COMMON, d_model=512, steps=600, density=0.1, lr=lr) for lr in (0.03, 0.06)
+    f"512 wide, 10 %, rate {lr}": replace(_COMMON, d_model=512, steps=600, density=0.1, lr=lr) for lr in (0.06, 0.03)
 }
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from offline_triton import TARGETS
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 KIB = 1024
 SHARED_LIMITS = {"80": 163 * KIB, "90": 227 * KIB, "100": 227 * KIB, "gfx942": 64 * KIB}
 REGISTERS = {"80": 65536, "90": 65536, "100": 65536, "gfx942": 4 * 512 * 64}  # of a multiprocessor
@@ -77,6 +77,7 @@ def test_programs_fit_a_multiprocessor(report: Report, target: str) -> None:
 @every_target
 def test_activations_and_weights_are_read_in_wide_loads(report: Report, target: str) -> None:
     streaming = ("_abs_topk", "_csr_linear", "_csr_sddmm", "_count_digits", "_write_rows")
-    on_tensor_cores = [row for row in on(report, target, "_bsr_linear", "_bsr_sddmm") if "float16" in row["arguments"]]
+    blocks = on(report, target, "_bsr_linear", "_bsr_sddmm")
+    on_tensor_cores = [row for row in blocks if row["arguments"] == "bfloat16 blocks of 128"]
     for row in [*on(report, target, *streaming), *on_tensor_cores]:
         assert row["wide_loads"] > 0, row

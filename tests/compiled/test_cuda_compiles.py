@@ -19,7 +19,7 @@ from sparsekern.ops.backend import TRITON_ONLY
 if not (shutil.which("nvcc") or os.environ.get("CUDACXX")):
     pytest.skip("needs nvcc, CUDA's compiler", allow_module_level=True)
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 BUILD = ROOT / "build" / "cuda-check"  # kept: a second run compiles only what has changed
 ARCHS = ("sm_80", "sm_90a", "sm_100")
 KERNELS = sorted(path.stem for path in (ROOT / "csrc" / "cuda").glob("*.cu"))
