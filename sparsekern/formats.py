@@ -117,8 +117,31 @@ class ActivePattern:
         return flat_indices(self.crow_indices, self.col_indices, self.shape[1])
 
 
+class _Stored:
+    """What matrices with values at the positions of a pattern have in common."""
+
+    values: Tensor
+    pattern: Pattern
+
+    @property
+    def crow_indices(self) -> Tensor:
+        return self.pattern.crow_indices
+
+    @property
+    def col_indices(self) -> Tensor:
+        return self.pattern.col_indices
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.values.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.values.device
+
+
 @dataclass(frozen=True, eq=False)
-class CSR:
+class CSR(_Stored):
     """A sparse (N, K) matrix in compressed rows: one value per position of a :class:`Pattern`.
 
     ``values`` may require a gradient; ops give it an ordinary dense (nnz) one. Explicit zeros may be stored and count.
@@ -209,14 +232,6 @@ class CSR:
     # ---- reading
 
     @property
-    def crow_indices(self) -> Tensor:
-        return self.pattern.crow_indices
-
-    @property
-    def col_indices(self) -> Tensor:
-        return self.pattern.col_indices
-
-    @property
     def shape(self) -> tuple[int, int]:
         return self.pattern.shape
 
@@ -227,14 +242,6 @@ class CSR:
     @property
     def density(self) -> float:
         return self.nnz / max(1, self.shape[0] * self.shape[1])
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.values.dtype
-
-    @property
-    def device(self) -> torch.device:
-        return self.values.device
 
     def __repr__(self) -> str:
         return (
@@ -323,7 +330,7 @@ def block_norms(dense: Tensor, block: tuple[int, int]) -> Tensor:
 
 
 @dataclass(frozen=True, eq=False)
-class BSR:
+class BSR(_Stored):
     """A sparse (N, K) matrix of dense blocks: one block per position of a :class:`Pattern` over the grid of blocks.
 
     Where the sides of the blocks do not divide those of the matrix, the last blocks reach over its edge. Nothing there
@@ -425,14 +432,6 @@ class BSR:
         return self.values.shape[1], self.values.shape[2]
 
     @property
-    def crow_indices(self) -> Tensor:
-        return self.pattern.crow_indices
-
-    @property
-    def col_indices(self) -> Tensor:
-        return self.pattern.col_indices
-
-    @property
     def blocks(self) -> int:
         """How many blocks are stored."""
         return self.pattern.nnz
@@ -441,14 +440,6 @@ class BSR:
     def density(self) -> float:
         """The fraction of the blocks that are stored."""
         return self.blocks / max(1, self.pattern.shape[0] * self.pattern.shape[1])
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.values.dtype
-
-    @property
-    def device(self) -> torch.device:
-        return self.values.device
 
     def __repr__(self) -> str:
         return (

@@ -2,12 +2,11 @@
 
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
 from ._define import define
 from .bsr_linear import bsr_linear_raw, bsr_sddmm_raw
-from .csr_pattern import csr_transpose
+from .csr_linear_active import whole_pattern
 from .dtypes import autocast
 from .reference import as_matrix
 
@@ -40,12 +39,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     if ctx.needs_input_grad[0]:
         dx = bsr_linear_raw(grad, active.index_select(0, slots), *support, None, x.shape[-1], True)
     if ctx.needs_input_grad[1]:
-        # who wants no second derivative need not have the transpose of the active positions
-        empty = active_col.new_empty(0)
-        transposed: Any = (support[2], empty, empty)
-        if torch.is_grad_enabled():
-            transposed = csr_transpose(active_crow, active_col, support[2].shape[0] - 1)
-        dactive = bsr_sddmm_raw(grad, x, active_crow, active_col, *transposed, *active.shape[1:])
+        dactive = bsr_sddmm_raw(grad, x, *whole_pattern(active_crow, active_col, support[2]), *active.shape[1:])
     if ctx.has_bias and ctx.needs_input_grad[10]:
         dbias = as_matrix(grad).sum(0, dtype=active.dtype)
     return dx, dactive, *[None] * 8, dbias, None

@@ -35,6 +35,15 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.has_bias = bias is not None
 
 
+def whole_pattern(crow: Tensor, col: Tensor, ccol: Tensor) -> tuple[Tensor, ...]:
+    """The pattern of active positions as a csr_sddmm or bsr_sddmm takes it. Who wants no second derivative need not
+    have its transpose: ``ccol``, of the support, then only tells how many columns there are."""
+    if torch.is_grad_enabled():
+        return crow, col, *csr_transpose(crow, col, ccol.shape[0] - 1)
+    empty = col.new_empty(0)
+    return crow, col, ccol, empty, empty
+
+
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     x, active, slots, *support, active_crow, active_col = ctx.saved_tensors
     dx = dactive = dbias = None
@@ -42,12 +51,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     if ctx.needs_input_grad[0]:
         dx = csr_linear_raw(grad, active.index_select(0, slots), *support, None, True)
     if ctx.needs_input_grad[1]:
-        # who wants no second derivative need not have the transpose of the active positions
-        empty = active_col.new_empty(0)
-        transposed: Any = (support[2], empty, empty)
-        if torch.is_grad_enabled():
-            transposed = csr_transpose(active_crow, active_col, x.shape[-1])
-        active_pattern = (active_crow, active_col, *transposed)
+        active_pattern = whole_pattern(active_crow, active_col, support[2])
         if needs_dbias:
             dactive, dbias = csr_sddmm_sums_raw(grad, x, *active_pattern)
         else:
