@@ -14,7 +14,9 @@ from torch import Tensor
 import sparsekern as sk
 from sparsekern.formats import block_norms
 from sparsekern.nn import BlockSparseWeight
-from sparsekern.ops import reference
+from sparsekern.ops import ActiveMatrix, reference
+from sparsekern.optim.block_step import adamw_select_blocks_
+from sparsekern.optim.topology import over_entries
 from sparsekern.train import set_budgets
 
 BLOCKED = sk.models.GPTConfig(**{**vars(CONFIG), "d_model": 64, "n_layer": 1, "weight_blocks": "16", "afrac": None})
@@ -181,3 +183,42 @@ def test_a_side_without_kernels_is_refused_before_anything_changes() -> None:
     with pytest.raises(ValueError, match="block must have sides among"):
         optimizer.to_sparse_()
     assert [w.form for w in weights] == ["master", "master"]
+
+
+def test_blocks_of_equal_entries_step_like_single_ones() -> None:
+    """Candidates and positions of every age among them: the norm of such a block is 16 times the magnitude of one."""
+    generator = torch.Generator().manual_seed(0)
+    csr = sk.CSR.random(9, 12, nnz=60, generator=generator, dtype=torch.float64)
+    in_support = torch.arange(60) % 3 != 1
+
+    def matrix(block: tuple[int, ...]) -> ActiveMatrix:
+        numbers = torch.randn(4, 60, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+        weight, grad, avg, square = (t.view(-1, *[1] * len(block)).repeat(1, *block) for t in numbers)
+        return ActiveMatrix(
+            weight=weight * over_entries(in_support, weight),
+            grad=grad,
+            exp_avg=avg,
+            exp_avg_sq=square.square(),
+            joined=(torch.arange(60) % 4).double(),
+            step=torch.tensor(6.0),
+            in_support=in_support.clone(),
+            active_crow=csr.crow_indices,
+            active_col=csr.col_indices,
+            slots=torch.empty(40, dtype=torch.int32),
+            pattern=sk.CSR.random(9, 12, nnz=40, generator=generator).pattern,
+            floor=2,
+            axis=0,
+        )
+
+    single, blocks = matrix(()), matrix((16, 16))
+    lr, scale = torch.tensor(0.3, dtype=torch.float64), torch.tensor(1.7, dtype=torch.float64)
+    rule: dict[str, Any] = {"betas": (0.9, 0.95), "candidate_beta1": 0.97, "eps": 0.1, "weight_decay": 0.1}
+    sk.ops.adamw_select_([single], lr=lr, grad_scale=scale, **rule)
+    adamw_select_blocks_(blocks, lr=lr, grad_scale=scale, **rule)
+    assert torch.equal(blocks.in_support, single.in_support)
+    assert not torch.equal(blocks.in_support, in_support)
+    assert torch.equal(blocks.slots, single.slots)
+    assert all(map(torch.equal, blocks.pattern.tensors, single.pattern.tensors))
+    for name in ("weight", "exp_avg", "exp_avg_sq"):
+        expected = getattr(single, name).view(-1, 1, 1).expand(-1, 16, 16)
+        torch.testing.assert_close(getattr(blocks, name), expected, rtol=1e-12, atol=1e-12)
