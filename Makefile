@@ -1,4 +1,4 @@
-# make setup | demo | test | qemu | lint | gpu | clean.  PYTHON chooses the interpreter (3.11 or later); one that has torch
+# make setup | demo | test | browser | qemu | lint | gpu | clean.  PYTHON chooses the interpreter (3.11 or later); one that has torch
 # already is used as it is, without the network, through a virtual environment that sees its packages.
 PYTHON ?= python3
 VENV := .venv
@@ -7,7 +7,7 @@ SOURCES := $(shell find csrc -type f) CMakeLists.txt setup.py pyproject.toml
 # CPU builds of torch live on an index of their own; the default index has the multi-gigabyte CUDA builds.
 TORCH_INDEX := --retries 0 --extra-index-url https://download.pytorch.org/whl/cpu
 
-.PHONY: setup demo test qemu lint gpu clean
+.PHONY: setup demo test browser qemu lint gpu clean
 setup: $(VENV)/.built
 
 $(VENV)/.packages: requirements-dev.txt
@@ -34,8 +34,14 @@ $(VENV)/.built: $(VENV)/.packages $(SOURCES)
 demo: setup
 	$(BIN)/python benchmarks/demo.py
 
-test: setup
+test: setup browser
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+# For the tests of pages: any Chromium on the PATH, or else that of Debian and Ubuntu.
+browser:
+	@command -v chromium >/dev/null || command -v google-chrome >/dev/null || { \
+	  [ "$$(id -u)" = 0 ] || { echo "sparsekern: the tests of pages need Chromium: apt install chromium"; exit 1; }; \
+	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq chromium >/dev/null; }
 
 # The kernels on processors without AVX-512 and without AVX, emulated: some ten minutes each.
 qemu: setup

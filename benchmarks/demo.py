@@ -23,7 +23,8 @@ from sparsekern.data import Corpus, bigram_loss, held_out_batches, sample_batch
 from sparsekern.models import GPT
 from sparsekern.nn import SparseWeight
 from sparsekern.recipe import PRESETS
-from sparsekern.train import Trainer, load_model
+from sparsekern.run_folder import load_model
+from sparsekern.train import Trainer
 
 FOLDER = Path("runs/make-demo")
 WINDOWS = 256  # of held-out text, for the table

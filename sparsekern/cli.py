@@ -1,4 +1,4 @@
-"""The command line: ``sparsekern train``, ``sample``, ``bench`` and ``info``."""
+"""The command line: ``sparsekern train``, ``sample``, ``circuit``, ``bench`` and ``info``."""
 
 import dataclasses
 import importlib.util
@@ -16,26 +16,31 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from . import build_info, gpu_backend, keep_freed_memory
+from . import build_info, cli_circuits, gpu_backend, keep_freed_memory
 from .bench.command import cases_for, run_cases, summarise
 from .bench.record import file_name
 from .checkpoint import CheckpointError
-from .data import END_OF_TEXT, load_tokenizer
+from .circuits import CircuitError, TaskError
+from .data import END_OF_TEXT, SIMPLE_PYTHON, load_tokenizer
 from .device import find_device
 from .optim.parallel import gradient_bytes, world_size
 from .recipe import PRESETS, TrainConfig
-from .train import TOKENIZER, Step, Trainer, TrainingError, load_model
+from .run_folder import TOKENIZER, load_model
+from .train import Step, Trainer, TrainingError
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__)
+app.add_typer(cli_circuits.app, name="circuit")
 console = Console()
 errors = Console(stderr=True)
 RESULTS = Path("benchmarks/results")
+KNOWN_ERRORS = (TrainingError, CheckpointError, CircuitError, TaskError)
 
 
 @app.command()
 def train(
     sources: Annotated[
-        list[str] | None, typer.Argument(help="Files, folders or globs; default: Python's standard library.")
+        list[str] | None,
+        typer.Argument(help="Files, folders, globs; simple-python is made-up programs. Default: the preset's."),
     ] = None,
     preset: Annotated[str, typer.Option(help=f"Where to start from: {', '.join(PRESETS)}.")] = "demo",
     run: Annotated[
@@ -75,7 +80,9 @@ def train(
     if resume:
         trainer = Trainer.resume(folder, device=device)
     else:
-        config = dataclasses.replace(PRESETS[preset], sources=_absolute(sources or []), **overrides)
+        if sources:
+            overrides["sources"] = _absolute(sources)
+        config = dataclasses.replace(PRESETS[preset], **overrides)
         with console.status("Reading the corpus..."):
             trainer = Trainer(config, folder, device=device)
     train_with_progress(trainer)
@@ -83,7 +90,7 @@ def train(
 
 def _absolute(sources: list[str]) -> tuple[str, ...]:
     """So that a run can be resumed from another folder."""
-    return tuple(os.path.abspath(os.path.expanduser(source)) for source in sources)
+    return tuple(s if s == SIMPLE_PYTHON else os.path.abspath(os.path.expanduser(s)) for s in sources)
 
 
 _OVERRIDES = {f.name for f in dataclasses.fields(TrainConfig)} - {"sources"}
@@ -213,9 +220,9 @@ def info() -> None:
         "GPU kernels": gpu_backend(),
         "GPU": torch.cuda.get_device_name() if torch.cuda.is_available() else "none that torch sees",
     }
-    for name in ("matplotlib", "rich", "safetensors", "tokenizers", "typer"):
+    for name in ("matplotlib", "optuna", "rich", "safetensors", "tokenizers", "typer"):
         if importlib.util.find_spec(name) is None:
-            rows[name] = "missing: pip install sparsekern[train]"
+            rows[name] = f"missing: pip install sparsekern[{'circuits' if name == 'optuna' else 'train'}]"
     for name, value in rows.items():
         console.print(f"{name:14} {value}", markup=False, highlight=False)
 
@@ -229,7 +236,7 @@ def main(*command: str) -> None:
     warnings.showwarning = _show_warning  # type: ignore[assignment]
     try:
         app([*command, *sys.argv[1:]])
-    except (ValueError, OSError, TrainingError, CheckpointError, torch.OutOfMemoryError) as error:
+    except (ValueError, OSError, torch.OutOfMemoryError, *KNOWN_ERRORS) as error:
         errors.print(f"sparsekern: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         sys.exit(2)
 

@@ -14,7 +14,8 @@ class TrainConfig:
     """Everything that decides a run.
 
     Attributes:
-        sources: files, folders or globs; empty means the running Python's standard library.
+        sources: files, folders or globs; empty means the running Python's standard library, "simple-python" made-up
+            programs (see :mod:`sparsekern.data.simple_python`).
         vocab_size, d_model, n_layer, d_head, d_mlp, afrac, weight_blocks: of the model (see
             :class:`sparsekern.models.GPTConfig`).
         bigram: "learned" as published, or "counts": the fixed log-probabilities of a smoothed count bigram, which a
@@ -152,6 +153,22 @@ PRESETS: dict[str, TrainConfig] = {
         warmup=0.02,
         embedding_density=0.02,
         anneal_end=0.4,
+    ),
+    # A model whose circuits are worth reading after half an hour on two cores.
+    "circuits": TrainConfig(
+        sources=("simple-python",),
+        vocab_size=1024,
+        d_model=256,
+        n_layer=4,
+        bigram="counts",
+        context=128,
+        batch=16,
+        steps=5000,
+        lr=0.04,
+        warmup=0.02,
+        embedding_density=0.04,
+        eval_every=500,
+        save_every=500,
     ),
     "laptop": TrainConfig(d_model=512, n_layer=8, batch=32, steps=20_000, density=0.01, save_every=500),
     "paper": TrainConfig(

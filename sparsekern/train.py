@@ -1,9 +1,4 @@
-"""Training of a weight-sparse GPT: the loop, and the run folder it lives in.
-
-A run folder holds ``config.json``, ``metrics.jsonl`` (a line per step), ``loss.png``, ``last.safetensors`` (everything,
-to go on from), ``best.safetensors`` (the model alone, at its best held-out loss since the target density was reached)
-and ``tokenizer.json``.
-"""
+"""Training of a weight-sparse GPT: the loop, and the run folder that it fills."""
 
 import json
 import math
@@ -24,20 +19,13 @@ from . import checkpoint, distributed
 from ._native import cpu_isa
 from .data import Corpus, bigram_probabilities, held_out_batches, load_corpus, sample_batch
 from .device import find_device, repeatable
-from .models import GPT, GPTConfig
+from .models import GPT
 from .nn import SparseWeight
 from .ops import check_status
 from .optim import SparseAdamW, param_groups, sharkfin, warmup_decay
 from .recipe import TrainConfig
+from .run_folder import BEST, CONFIG, LAST, METRICS, PLOT, TOKENIZER, read_config, read_metrics
 
-CONFIG, METRICS, LAST, BEST, TOKENIZER, PLOT = (
-    "config.json",
-    "metrics.jsonl",
-    "last.safetensors",
-    "best.safetensors",
-    "tokenizer.json",
-    "loss.png",
-)
 STEPS_PER_READ = {"cpu": 1, "cuda": 16}  # a GPU works ahead of the host, which waits for it only where it reads
 
 
@@ -132,9 +120,9 @@ class Trainer:
         if not (folder / LAST).exists():
             raise TrainingError(f"{folder} holds no checkpoint to resume ({LAST} is missing)")
         try:
-            config = TrainConfig.from_json((folder / CONFIG).read_text())
-        except (OSError, ValueError, TypeError) as error:
-            raise TrainingError(f"could not read {folder / CONFIG}: {error}") from error
+            config = read_config(folder)
+        except ValueError as error:
+            raise TrainingError(str(error)) from error
         return cls(config, folder, resume=True, device=device)
 
     def _build_model(self, resume: bool) -> GPT:
@@ -431,18 +419,6 @@ def first_nonfinite(model: nn.Module, ids: Tensor) -> str | None:
     return found[0] if found else None
 
 
-def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """The whole lines of a run's metrics; a line that a kill cut short is left out."""
-    lines = (folder / METRICS).read_text().splitlines()
-    steps = []
-    for line in lines:
-        try:
-            steps.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return steps
-
-
 def plot_losses(folder: Path) -> None:
     """Draw ``loss.png``: training and held-out loss, and density, over the steps."""
     from matplotlib.figure import Figure
@@ -459,19 +435,6 @@ def plot_losses(folder: Path) -> None:
     density.semilogy([s["step"] for s in steps], [s["density"] for s in steps], "k:", lw=1)
     density.set_ylabel("density (dotted)")
     checkpoint.write_atomically(folder / PLOT, lambda to: figure.savefig(to, format="png", dpi=120))
-
-
-def load_model(folder: Path, device: str | torch.device = "cpu") -> GPT:
-    """The best model of a run, with its sparse weights as their nonzeros; before there is one, the last.
-
-    Raises:
-        CheckpointError: the folder has no readable checkpoint.
-    """
-    path = folder / BEST if (folder / BEST).exists() else folder / LAST
-    meta = checkpoint.read_meta(path)
-    model = GPT(GPTConfig(**meta["model"]), density=0.0)
-    checkpoint.load(path, model)
-    return model.to(device).eval()
 
 
 if __name__ == "__main__":  # torchrun --nproc_per_node=2 -m sparsekern.train ...: as `sparsekern train ...`

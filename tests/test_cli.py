@@ -20,7 +20,8 @@ from tiny_run import corpus, logged, names, tensors, tiny
 import sparsekern
 from sparsekern import checkpoint, cli
 from sparsekern.recipe import PRESETS, TrainConfig
-from sparsekern.train import Step, Trainer, load_model
+from sparsekern.run_folder import load_model
+from sparsekern.train import Step, Trainer
 
 OPTIONS = {"vocab-size": 300, "d-model": 32, "n-layer": 1, "context": 16, "batch": 4, "density": 0.25}
 
@@ -113,7 +114,7 @@ def refused(result: Result, message: str) -> None:
 
 
 def test_unknown_preset(tmp_path: Path, sparsekern_: Callable[..., Result]) -> None:
-    message = "--preset must be one of smoke, demo, laptop, paper, got 'huge'"
+    message = "--preset must be one of smoke, demo, circuits, laptop, paper, got 'huge'"
     refused(sparsekern_("train", "--preset=huge", f"--run={tmp_path / 'run'}"), message)
 
 

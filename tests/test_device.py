@@ -17,7 +17,8 @@ from sparsekern import checkpoint, cli
 from sparsekern.device import find_device, repeatable
 from sparsekern.models import GPT
 from sparsekern.optim import SparseAdamW, param_groups
-from sparsekern.train import Trainer, TrainingError, load_model, read_metrics
+from sparsekern.run_folder import load_model, read_metrics
+from sparsekern.train import Trainer, TrainingError
 
 ON_A_GPU = torch.cuda.is_available()
 

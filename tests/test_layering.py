@@ -25,8 +25,8 @@ MAY_IMPORT = {
     "nn": {"ops", "formats", "nn"},
     "optim": {"ops", "formats", "nn", "optim"},
 }
-EXTRAS = {"matplotlib", "rich", "safetensors", "scipy", "tokenizers", "typer"}
-MAY_IMPORT_EXTRAS = {"train", "checkpoint", "cli", "data", "models", "bench"}
+EXTRAS = {"matplotlib", "optuna", "rich", "safetensors", "scipy", "tokenizers", "typer"}
+MAY_IMPORT_EXTRAS = {"train", "checkpoint", "circuits", "cli", "cli_circuits", "data", "models", "bench"}
 
 CPU_SYSTEM_HEADERS = {
     "cmath",

@@ -21,7 +21,8 @@ from sparsekern import checkpoint
 from sparsekern.data import bigram_probabilities, held_out_batches, load_corpus
 from sparsekern.models import GPT
 from sparsekern.recipe import PRESETS, TrainConfig
-from sparsekern.train import Step, Trainer, TrainingError, load_model, read_metrics
+from sparsekern.run_folder import load_model, read_metrics
+from sparsekern.train import Step, Trainer, TrainingError
 
 FILES = {"config.json", "metrics.jsonl", "loss.png", "last.safetensors", "best.safetensors", "tokenizer.json"}
 

@@ -12,7 +12,8 @@ import pytest
 from safetensors.torch import load_file
 
 from sparsekern.recipe import TrainConfig
-from sparsekern.train import Step, read_metrics
+from sparsekern.run_folder import read_metrics
+from sparsekern.train import Step
 
 TINY = TrainConfig(
     vocab_size=300,

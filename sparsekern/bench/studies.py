@@ -13,7 +13,8 @@ from ..models.gpt import GPT, floor_of
 from ..nn import BlockSparseWeight, SparseLinear
 from ..optim import SparseAdamW
 from ..recipe import TrainConfig
-from ..train import CONFIG, LAST, METRICS, Trainer
+from ..run_folder import CONFIG, LAST, METRICS
+from ..train import Trainer
 from . import rivals
 
 # Small transformers on the standard library, trained long enough for rules to differ; AbsTopK and floors as published.

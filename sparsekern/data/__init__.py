@@ -4,12 +4,13 @@ Needs the `train` extra (the tokenizers library); `import sparsekern` alone does
 """
 
 from sparsekern.data.bigram import bigram_loss, bigram_probabilities
-from sparsekern.data.corpus import find_files, read_documents, split_documents
+from sparsekern.data.corpus import SIMPLE_PYTHON, find_files, read_documents, split_documents
 from sparsekern.data.tokenizer import END_OF_TEXT, load_tokenizer, train_tokenizer
 from sparsekern.data.tokens import Corpus, held_out_batches, load_corpus, sample_batch
 
 __all__ = [
     "END_OF_TEXT",
+    "SIMPLE_PYTHON",
     "Corpus",
     "bigram_loss",
     "bigram_probabilities",

@@ -7,7 +7,24 @@ import sysconfig
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from .simple_python import simple_programs
+
 logger = logging.getLogger(__name__)
+
+SIMPLE_PYTHON = "simple-python"  # a source that is no file: programs made up by sparsekern.data.simple_python
+_SIMPLE_PROGRAMS = 12_000  # some five million tokens
+
+
+def load_documents(sources: Sequence[str | Path] | None) -> list[str]:
+    """The contents of what `find_files` finds, and made-up programs where `SIMPLE_PYTHON` is among the sources.
+
+    Raises:
+        ValueError, OSError: as `find_files` and `read_documents` do.
+    """
+    if sources is None or isinstance(sources, str | Path) or SIMPLE_PYTHON not in sources:
+        return read_documents(find_files(sources))
+    others = [source for source in sources if source != SIMPLE_PYTHON]
+    return (read_documents(find_files(others)) if others else []) + simple_programs(_SIMPLE_PROGRAMS)
 
 
 def find_files(sources: Sequence[str | Path] | None) -> list[Path]:

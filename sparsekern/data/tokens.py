@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer
 
-from sparsekern.data.corpus import content_digest, find_files, read_documents, split_documents
+from sparsekern.data.corpus import content_digest, load_documents, split_documents
 from sparsekern.data.tokenizer import END_OF_TEXT, load_tokenizer, train_tokenizer
 
 _FORMAT = 1  # part of the cache key: raise it when the same documents would give other tokens or files
@@ -52,7 +52,8 @@ def load_corpus(
     The tokens depend on the documents' contents only: neither on paths nor on the order of files.
 
     Args:
-        sources: as in `find_files`; None means the running Python's standard library.
+        sources: as in `find_files`; None means the running Python's standard library, "simple-python" programs that
+            are made up.
         vocab_size: entries of the tokenizer, from 257 to 65536.
         cache_dir: where made corpora are kept, by default `$XDG_CACHE_HOME/sparsekern`, or else
             `~/.cache/sparsekern`.
@@ -63,7 +64,7 @@ def load_corpus(
     """
     if vocab_size > _LARGEST_VOCABULARY:
         raise ValueError(f"vocab_size: expected at most {_LARGEST_VOCABULARY} (uint16 tokens), got {vocab_size}")
-    documents = sorted(read_documents(find_files(sources)), key=content_digest)
+    documents = sorted(load_documents(sources), key=content_digest)
     folder = (_default_cache() if cache_dir is None else Path(cache_dir)) / _cache_key(documents, vocab_size)
     if not folder.is_dir():
         _build_in_place(folder, documents, vocab_size)

@@ -27,6 +27,19 @@ from ..nn import (
 
 MATRICES = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
 SUBLAYER_LOCATIONS = "attn_in,attn_q,attn_k,attn_v,attn_out,mlp_in,mlp_neuron,mlp_out"
+HOOK_POINTS = (  # of a block, in the order in which they run; the modules below bear these names
+    "resid_in",
+    "attn.act_in",
+    "attn.q",
+    "attn.k",
+    "attn.v",
+    "attn.y",
+    "attn.resid_delta",
+    "resid_mid",
+    "mlp.act_in",
+    "mlp.post_act",
+    "mlp.resid_delta",
+)
 
 
 @dataclass(frozen=True)
@@ -162,18 +175,19 @@ class Attention(nn.Module):
         blocks, std = config.blocks, 0.02 / math.sqrt(2 * config.n_layer)
         self.c_attn = start.linear(3 * width, config.d_model, config.bias, 0.02, 0, blocks.get("attn.c_attn"))
         self.c_proj = start.linear(config.d_model, width, config.bias, std, 1, blocks.get("attn.c_proj"))
-        self.topk_in = config.topk("attn_in", config.d_model)
-        self.topk_q = config.topk("attn_q", width)
-        self.topk_k = config.topk("attn_k", width)
-        self.topk_v = config.topk("attn_v", width)
+        self.act_in = config.topk("attn_in", config.d_model)
+        self.q = config.topk("attn_q", width)
+        self.k = config.topk("attn_k", width)
+        self.v = config.topk("attn_v", width)
         self.attend = CausalAttention()
-        self.topk_out = config.topk("attn_out", config.d_model)
+        self.y = nn.Identity()
+        self.resid_delta = config.topk("attn_out", config.d_model)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, d_model) -> (B, T, d_model)."""
-        q, k, v = self.c_attn(self.topk_in(x)).chunk(3, dim=-1)
-        q, k, v = (self._heads(t) for t in (self.topk_q(q), self.topk_k(k), self.topk_v(v)))
-        return self.topk_out(self.c_proj(self.attend(q, k, v).flatten(2)))
+        q, k, v = self.c_attn(self.act_in(x)).chunk(3, dim=-1)
+        q, k, v = (self._heads(t) for t in (self.q(q), self.k(k), self.v(v)))
+        return self.resid_delta(self.c_proj(self.y(self.attend(q, k, v).flatten(2))))
 
     def _heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (-1, self.d_head))
@@ -188,13 +202,13 @@ class MLP(nn.Module):
         blocks, std = config.blocks, 0.02 / math.sqrt(2 * config.n_layer)
         self.c_fc = start.linear(width, config.d_model, config.bias, 0.02, 0, blocks.get("mlp.c_fc"))
         self.c_proj = start.linear(config.d_model, width, config.bias, std, 1, blocks.get("mlp.c_proj"))
-        self.topk_in = config.topk("mlp_in", config.d_model)
-        self.topk_neuron = config.topk("mlp_neuron", width)
-        self.topk_out = config.topk("mlp_out", config.d_model)
+        self.act_in = config.topk("mlp_in", config.d_model)
+        self.post_act = config.topk("mlp_neuron", width)
+        self.resid_delta = config.topk("mlp_out", config.d_model)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, d_model) -> (B, T, d_model)."""
-        return self.topk_out(self.c_proj(self.topk_neuron(F.gelu(self.c_fc(self.topk_in(x))))))
+        return self.resid_delta(self.c_proj(self.post_act(F.gelu(self.c_fc(self.act_in(x))))))
 
 
 class Block(nn.Module):
@@ -202,14 +216,17 @@ class Block(nn.Module):
 
     def __init__(self, config: GPTConfig, start: Start) -> None:
         super().__init__()
+        self.resid_in = nn.Identity()
         self.ln_1 = RMSNorm(config.d_model)
         self.attn = Attention(config, start)
+        self.resid_mid = nn.Identity()
         self.ln_2 = RMSNorm(config.d_model)
         self.mlp = MLP(config, start)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, d_model) -> (B, T, d_model)."""
-        x = x + self.attn(self.ln_1(x))
+        x = self.resid_in(x)
+        x = self.resid_mid(x + self.attn(self.ln_1(x)))
         return x + self.mlp(self.ln_2(x))
 
 
@@ -240,6 +257,7 @@ class GPT(nn.Module):
         self.wte = SparseEmbedding.from_weight(embedding_start.weight(vocab, d, 0.02))
         self.wpe = SparseEmbedding.from_weight(embedding_start.weight(config.block_size, d, 0.0))
         self.blocks = nn.ModuleList(Block(config, start) for _ in range(config.n_layer))
+        self.final_resid = nn.Identity()
         self.ln_f = RMSNorm(d)
         self.lm_head = embedding_start.linear(vocab, d, False, 0.02)
         table = torch.rand(vocab, vocab) * 0.02 if config.enable_bigram_table else None
@@ -248,19 +266,35 @@ class GPT(nn.Module):
         else:
             self.register_buffer("bigram_table", table)
 
-    def forward(self, ids: Tensor) -> Tensor:
-        """Logits of the next token: (B, T) int64 -> (B, T, vocab), T <= block_size."""
+    def forward(self, ids: Tensor, at: Tensor | None = None) -> Tensor:
+        """Logits of the next token: (B, T) int64 -> (B, T, vocab), T <= block_size.
+
+        Where only one position of each row matters, ``at`` (B,) int64 names it: the logits are (B, vocab) then.
+        """
         if ids.dim() != 2 or ids.shape[1] > self.config.block_size:
             raise ValueError(f"ids must be (B, T) with T <= {self.config.block_size}, got {tuple(ids.shape)}")
         x = self.wte(ids) + self.wpe(torch.arange(ids.shape[1], device=ids.device))
         for block in self.blocks:
             x = block(x)
+        x = self.final_resid(x)
+        if at is not None:
+            rows = torch.arange(len(ids), device=ids.device)
+            x, ids = x[rows, at], ids[rows, at]
         logits = self.lm_head(self.ln_f(x))
         return logits if self.bigram_table is None else logits + F.embedding(ids, self.bigram_table)
 
     def loss(self, ids: Tensor, targets: Tensor) -> Tensor:
         """Mean next-token cross-entropy in nats; ``targets`` is (B, T) int64."""
         return F.cross_entropy(self(ids).flatten(0, 1), targets.flatten())
+
+    def hook_points(self) -> dict[str, nn.Module]:
+        """What can be recorded and changed, by the published names ("0.attn.act_in"), in the order in which it runs.
+
+        Each is the output of the module given, (B, T, channels); where AbsTopK acts, after it.
+        """
+        names = {f"{i}.{name}": f"blocks.{i}.{name}" for i in range(len(self.blocks)) for name in HOOK_POINTS}
+        modules = {name: self.get_submodule(path) for name, path in names.items()}
+        return {**modules, "final_resid": self.final_resid}
 
     def no_weight_decay(self) -> set[str]:
         """Names that :func:`sparsekern.optim.param_groups` leaves out of the decay."""

@@ -16,14 +16,14 @@ from sparsekern.train import set_budgets
 
 TINY = GPTConfig(block_size=12, vocab_size=40, n_layer=2, d_model=32, d_head=8)
 MODULES = {  # of each location, with the width that AbsTopK sees, in multiples of d_model
-    "attn_in": ("attn.topk_in", 1),
-    "attn_q": ("attn.topk_q", 1),
-    "attn_k": ("attn.topk_k", 1),
-    "attn_v": ("attn.topk_v", 1),
-    "attn_out": ("attn.topk_out", 1),
-    "mlp_in": ("mlp.topk_in", 1),
-    "mlp_neuron": ("mlp.topk_neuron", 4),
-    "mlp_out": ("mlp.topk_out", 1),
+    "attn_in": ("attn.act_in", 1),
+    "attn_q": ("attn.q", 1),
+    "attn_k": ("attn.k", 1),
+    "attn_v": ("attn.v", 1),
+    "attn_out": ("attn.resid_delta", 1),
+    "mlp_in": ("mlp.act_in", 1),
+    "mlp_neuron": ("mlp.post_act", 4),
+    "mlp_out": ("mlp.resid_delta", 1),
 }
 FLOORED = {"attn.c_attn": 0, "attn.c_proj": 1, "mlp.c_fc": 0, "mlp.c_proj": 1}  # the neuron's axis
 

@@ -1,0 +1,28 @@
+"""Circuits that are known beforehand are found, nodes and edges, and nothing else."""
+
+import pytest
+from planted import Planted, binding, quote
+
+from sparsekern.circuits import Circuit, accuracy, find_cut
+
+
+@pytest.mark.parametrize("make", [quote, binding])
+def test_planted_circuits_are_recovered_exactly(make) -> None:
+    planted: Planted = make()
+    subject = planted.subject
+    assert accuracy(subject.margins(planted.test)) == 1.0
+    found = find_cut(subject, planted.train, budget=2)
+    assert found is not None
+    circuit = Circuit(planted.model, subject.means, found.cut)
+    assert {(node.location, node.channel) for node in circuit.nodes} == planted.nodes
+    assert {(edge.matrix, edge.row, edge.column) for edge in circuit.edges} == planted.edges
+    assert subject.loss(planted.test, found.cut) < 0.01
+    assert found.learned_nodes > len(planted.nodes)  # cleaning had something to do
+
+
+@pytest.mark.parametrize("make", [quote, binding])
+def test_nothing_is_found_where_labels_are_shuffled(make) -> None:
+    planted: Planted = make()
+    found = find_cut(planted.subject, planted.train.with_shuffled_labels(0), budget=1)
+    if found is not None:  # by heart
+        assert planted.subject.loss(planted.test.with_shuffled_labels(1), found.cut) > 0.5
