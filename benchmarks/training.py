@@ -41,7 +41,7 @@ from rich.console import Console
 
 from sparsekern import keep_freed_memory
 from sparsekern.bench import scale, steps, tables
-from sparsekern.bench.record import device_name
+from sparsekern.bench.record import append_rows, device_name
 from sparsekern.bench.studies import BLOCKS, DENSE, METHODS, SETTINGS, SHIPPED, run
 from sparsekern.data import load_corpus
 from sparsekern.recipe import PRESETS
@@ -167,13 +167,7 @@ def work(todo: "mp.Queue[list[Job] | None]", finished: set[Job], rows: "mp.Queue
 
 def append(path: Path, fields: tuple[str, ...], row: Mapping[str, Any]) -> None:
     about = {"device": device_name(), "torch": torch.__version__, "command": " ".join(["python", *sys.argv])}
-    is_new = not path.exists()
-    path.parent.mkdir(exist_ok=True)
-    with open(path, "a", newline="") as file:
-        writer = csv.DictWriter(file, fields, lineterminator="\n")
-        if is_new:
-            writer.writeheader()
-        writer.writerow({**row, **about})
+    append_rows(path, [{**row, **about}], fields)
     console.print(*(f"{name}={value}" for name, value in row.items()))
 
 

@@ -5,7 +5,7 @@ import datetime
 import math
 import platform
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -111,12 +111,12 @@ def limit_of(measured: Measured, timings: Mapping[str, Timing]) -> float | None:
     return limit_ms(timings[COPY].median_ms, measured.work.flops, flops_per_ms)
 
 
-def append_rows(path: Path, rows: list[Row]) -> None:
+def append_rows(path: Path, rows: list[Row], columns: Sequence[str] = COLUMNS) -> None:
     """Append to a CSV file, made with its header if it does not exist."""
     path.parent.mkdir(parents=True, exist_ok=True)
     is_new = not path.exists()
     with open(path, "a", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer = csv.DictWriter(file, columns, lineterminator="\n")
         if is_new:
             writer.writeheader()
         writer.writerows(rows)

@@ -15,9 +15,10 @@ from torch import Tensor
 
 from ..models import GPT
 from ..nn import SparseWeight
+from .hooks import record
 from .masks import MaskSettings
 from .prune import STAGES, Cut, Found, Subject, first_nodes, node_effects, node_scores, smallest_prefix
-from .tasks import Pairs, Task, accuracy
+from .tasks import Pairs, Task, accuracy, task_loss
 
 
 @dataclass(frozen=True)
@@ -121,9 +122,23 @@ def best_of_size(
 
 
 def attribution_size(subject: Subject, pairs: Pairs, allowed: float) -> int | None:
-    """Nodes that a choice by gradient attribution needs: the largest estimated rise of the loss when cut."""
-    cut = smallest_prefix(subject, pairs, node_effects(subject, pairs, subject.all()), allowed)
+    """Nodes that a choice by gradient attribution needs; None where all together do not meet the loss."""
+    cut = smallest_prefix(subject, pairs, attribution(subject, pairs), allowed)
     return None if cut is None else cut.node_count
+
+
+def attribution(subject: Subject, pairs: Pairs) -> Tensor:
+    """Of every node, the sum over tokens of |gradient of the task loss * (activation - mean)|: (nodes of the model,).
+
+    Of the sum's absolute value instead, many times as many nodes are needed: effects of opposite signs cancel.
+    """
+    with record(subject.model, gradients=True) as acts:
+        task_loss(subject.margins(pairs)).backward()
+    parts = {
+        name: ((acts[name] - subject.means[name]) * acts[f"{name}.grad"]).detach().abs().sum((0, 1))
+        for name in subject.layout.slices
+    }
+    return subject.layout.join(parts)
 
 
 def without_means(subject: Subject) -> Subject:

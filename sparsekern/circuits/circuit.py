@@ -65,11 +65,12 @@ class Circuit(nn.Module):
 
     def forward(self, ids: Tensor, at: Tensor | None = None) -> Tensor:
         """Calibrated logits, of the shapes that :meth:`sparsekern.models.GPT.forward` gives."""
-        with self.subject.cut(self.cut) as model:
+        subject = self.subject
+        with subject.cut(self.cut.to(subject.device)) as model:
             return self.cut.calibration.logits(model(ids, at))
 
-    def extra_repr(self) -> str:
-        return f"task={self.about.task!r}, nodes={len(self.nodes)}, edges={len(self.edges)}"
+    def __repr__(self) -> str:
+        return f"Circuit(task={self.about.task!r}, nodes={len(self.nodes)}, edges={len(self.edges)})"
 
     # ---- files
 
@@ -121,14 +122,16 @@ class Circuit(nn.Module):
             data = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
             if data["format"] != FORMAT:
                 raise ValueError(f"format must be {FORMAT}, got {data['format']!r}")
-            model = GPT(GPTConfig(**data["model"]), density=0.0)
+            config = GPTConfig(**data["model"])
+            _require_fits(config, (folder / WEIGHTS).stat().st_size)
             nodes = tuple(_node_of(node) for node in data["nodes"])
             calibration, about = Calibration(**data["calibration"]), _about_of(data["about"])
             kept = {(edge["matrix"], edge["row"], edge["column"]) for edge in data["edges"]}
-            mask = _mask(nodes, model.config)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+            mask = _mask(nodes, config)
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             raise CircuitError(f"could not read {folder / DESCRIPTION}: {type(error).__name__}: {error}") from error
-        zeros = {name: torch.zeros(width) for name, width in _mean_widths(model.config).items()}
+        model = GPT(config, density=0.0)
+        zeros = {name: torch.zeros(width) for name, width in _mean_widths(config).items()}
         circuit = cls(model, zeros, Cut(mask), about, nodes)
         checkpoint.load(folder / WEIGHTS, circuit)
         between = edges_between(model, mask)
@@ -140,11 +143,20 @@ class Circuit(nn.Module):
         return cls(model, means, cut, about, nodes)
 
 
+def _require_fits(config: GPTConfig, size: int) -> None:
+    """Raises ValueError for a model larger than its file, before memory is asked for: each row and node is stored."""
+    width = config.heads * config.d_head
+    nodes = config.n_layer * (4 * config.d_model + 3 * width + config.mlp_width)
+    rows = 2 * config.vocab_size + config.block_size + config.n_layer * (3 * width + config.mlp_width)
+    table = config.vocab_size**2 if config.enable_bigram_table else 0
+    if 4 * (nodes + rows + table) > size:
+        raise ValueError(f"{WEIGHTS} is too small, {size:,} bytes, for a model of {nodes + rows + table:,} numbers")
+
+
 def _edges_of(group: EdgeGroup, layout: Layout) -> list[Edge]:
-    parts = (group.rows, group.columns, group.weights, group.sources, group.targets)
     return [
         Edge(group.matrix, row, column, weight, layout.name(source), layout.name(target))
-        for row, column, weight, source, target in zip(*(part.tolist() for part in parts), strict=True)
+        for row, column, weight, source, target in zip(*(part.tolist() for part in group.parts), strict=True)
     ]
 
 

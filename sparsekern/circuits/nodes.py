@@ -122,9 +122,15 @@ class EdgeGroup:
     def __len__(self) -> int:
         return len(self.rows)
 
+    @property
+    def parts(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        return self.rows, self.columns, self.weights, self.sources, self.targets
+
     def __getitem__(self, which: Tensor) -> "EdgeGroup":
-        parts = (self.rows, self.columns, self.weights, self.sources, self.targets)
-        return EdgeGroup(self.matrix, *(part[which] for part in parts))
+        return EdgeGroup(self.matrix, *(part[which] for part in self.parts))
+
+    def to(self, device: torch.device | str) -> "EdgeGroup":
+        return EdgeGroup(self.matrix, *(part.to(device) for part in self.parts))
 
 
 @torch.no_grad()

@@ -45,6 +45,9 @@ class Cut:
     def node_count(self) -> int:
         return int(self.nodes.sum())
 
+    def to(self, device: torch.device | str) -> "Cut":
+        return replace(self, nodes=self.nodes.to(device), removed=tuple(group.to(device) for group in self.removed))
+
 
 class Subject:
     """A model whose parts can be cut, and the means that take their place.
@@ -120,10 +123,14 @@ class Found:
     """A circuit, and how it was found.
 
     Attributes:
+        cut: the circuit.
+        nodes_only: before edges were cut: what the paper calls a circuit.
         learned_nodes: those of the best mask, before it was cleaned.
+        trials: all masks that were learned.
     """
 
     cut: Cut
+    nodes_only: Cut
     learned_nodes: int
     trials: tuple[Trial, ...]
 
@@ -174,7 +181,10 @@ def find_cut(
     study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=seed))
     study.enqueue_trial({name: getattr(settings, name) for name in SPREAD})
     study.optimize(objective, n_trials=budget)
-    return None if best is None else Found(refine(subject, pairs, best, target), best.node_count, tuple(trials))
+    if best is None:
+        return None
+    nodes_only, cut = refine(subject, pairs, best, target)
+    return Found(cut, nodes_only, best.node_count, tuple(trials))
 
 
 def node_scores(
@@ -224,11 +234,12 @@ def first_nodes(scores: Tensor, k: int) -> Cut:
     return Cut(nodes)
 
 
-def refine(subject: Subject, pairs: Pairs, cut: Cut, target: float) -> Cut:
-    """Drop nodes, then edges, then nodes that have become useless, while the loss stays within its share."""
-    for drop, share in zip((_drop_nodes, _drop_edges, _drop_nodes), STAGES, strict=True):
-        cut = drop(subject, pairs, cut, share * target)
-    return subject.calibrated(pairs, cut)[1]
+def refine(subject: Subject, pairs: Pairs, cut: Cut, target: float) -> tuple[Cut, Cut]:
+    """Drop nodes; then edges, and nodes that have become useless: both cuts, calibrated, each within its share."""
+    of_nodes, of_edges, of_useless = (share * target for share in STAGES)
+    nodes_only = _drop_nodes(subject, pairs, cut, of_nodes)
+    cut = _drop_nodes(subject, pairs, _drop_edges(subject, pairs, nodes_only, of_edges), of_useless)
+    return subject.calibrated(pairs, nodes_only)[1], subject.calibrated(pairs, cut)[1]
 
 
 def _drop_nodes(subject: Subject, pairs: Pairs, cut: Cut, allowed: float) -> Cut:

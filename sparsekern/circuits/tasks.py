@@ -5,7 +5,7 @@ A pair is used only if each answer is one token right after its prompt; why othe
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 from typing import Any
 
@@ -84,6 +84,9 @@ class Task:
     train: Pairs
     test: Pairs
     example: tuple[tuple[str, str], tuple[str, str]]
+
+    def to(self, device: torch.device | str) -> "Task":
+        return replace(self, train=self.train.to(device), test=self.test.to(device))
 
 
 TASKS = tuple(TEMPLATES)

@@ -52,15 +52,19 @@ class Workbench:
         self._corpus = load_corpus(config.sources or None, vocab_size=config.vocab_size)
         self._context = model.config.block_size
         self.subject = Subject(model, self._means(model))
+        self._untrained: dict[int, Subject] = {}
 
     def task(self, name: str) -> Task:
         """A task in this run's tokens; raises TaskError."""
-        return build_task(name, self.tokenizer, context=self._context)
+        return build_task(name, self.tokenizer, context=self._context).to(self.device)
 
     def untrained(self, seed: int = 0) -> Subject:
         """A model of the same shape with fresh random weights."""
-        model = untrained_like(self.subject.model, seed)
-        return Subject(model, mean_activations(model, self._windows(self._corpus.train, MEAN_WINDOWS)))
+        if seed not in self._untrained:
+            model = untrained_like(self.subject.model, seed)
+            means = mean_activations(model, self._windows(self._corpus.train, MEAN_WINDOWS))
+            self._untrained[seed] = Subject(model, means)
+        return self._untrained[seed]
 
     def find(
         self,

@@ -67,6 +67,9 @@ def test_nodes_say_what_they_do(planted: Planted, circuit: Circuit) -> None:
         (lambda d: d["edges"][0].update(row=31), "edges that the model has not"),
         (lambda d: d.update(calibration={"scale": 1, "code": "x"}), "TypeError"),
         (lambda d: d.update(nodes=[1]), "TypeError"),
+        (lambda d: d["model"].update(vocab_size=2**31), "circuit.safetensors is too small, .* bytes, for a model of"),
+        (lambda d: d["model"].update(n_layer=2**40), "is too small"),
+        (lambda d: d["model"].update(enable_bigram_table=True, vocab_size=5000), "is too small"),
     ],
 )
 def test_a_description_that_cannot_be_is_a_clear_error(circuit: Circuit, tmp_path: Path, change, message: str) -> None:
@@ -82,7 +85,7 @@ def test_a_damaged_or_missing_file_is_a_clear_error(circuit: Circuit, tmp_path: 
     with pytest.raises(CircuitError, match="could not read .*No such file"):
         Circuit.load(tmp_path)
     circuit.save(tmp_path)
-    (tmp_path / WEIGHTS).write_bytes((tmp_path / WEIGHTS).read_bytes()[:1000])
+    (tmp_path / WEIGHTS).write_bytes((tmp_path / WEIGHTS).read_bytes()[:-100])
     with pytest.raises(CheckpointError, match="could not read"):
         Circuit.load(tmp_path)
     (tmp_path / DESCRIPTION).write_bytes(b"\xff{")
