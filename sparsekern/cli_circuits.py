@@ -94,20 +94,18 @@ def _progress(name: str, total: int) -> Iterator:
 
 
 def _summarise(circuits: list[Circuit], bench: Workbench) -> None:
-    headings = ("task", "nodes", "edges", "circuit", "model", "without it", "shuffled", "untrained", "by attribution")
-    table = Table(
-        *headings, box=SIMPLE_HEAD, caption="losses in nats per sequence, on held-out pairs; nodes by attribution"
-    )
+    """The sizes and the losses that matter most; the pages have the rest."""
+    table = Table(box=SIMPLE_HEAD, caption="losses in nats per sequence, on held-out pairs")
+    for heading in ("task", "nodes", "edges", "circuit", "model", "shuffled", "untrained"):
+        table.add_column(heading, no_wrap=True)
     for circuit in circuits:
         checks = circuit.about.checks
-        losses = ("circuit_loss", "model_loss", "without_circuit_loss", "shuffled_loss", "untrained_loss")
-        by_attribution = checks.get("attribution_nodes")
+        losses = ("circuit_loss", "model_loss", "shuffled_loss", "untrained_loss")
         table.add_row(
             circuit.about.task,
             f"{len(circuit.nodes):,}",
             f"{len(circuit.edges):,}",
             *(f"{checks[name]:.3f}" for name in losses),
-            "none" if by_attribution is None else f"{by_attribution:,}",
         )
     console.print(table)
     edges = [len(circuit.edges) for circuit in circuits if circuit.edges]
