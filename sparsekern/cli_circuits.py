@@ -6,7 +6,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import typer
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -14,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from . import keep_freed_memory
-from .circuits import TARGET, TASKS, Circuit, TaskError, accuracy, task_loss
+from .circuits import TARGET, TASKS, Circuit, TaskError
 from .circuits.circuit import DESCRIPTION
 from .circuits.workbench import Workbench, steps_of
 from .device import find_device
@@ -37,11 +36,10 @@ def tasks(run: Run = Path("runs/circuits"), device: Device = "cpu") -> None:
         except TaskError as error:
             table.add_row(name, "", str(error), "", "")
             continue
-        with torch.no_grad():
-            margins = bench.subject.margins(task.test)
+        right, loss = bench.subject.accuracy(task.test), bench.subject.loss(task.test)
         (prompt, _), (answer, _) = task.example
         example = f"{prompt}⟨{answer}⟩".replace("\n", "↵")
-        table.add_row(name, task.between, example, f"{accuracy(margins):.1%}", f"{task_loss(margins):.3f}")
+        table.add_row(name, task.between, example, f"{right:.1%}", f"{loss:.3f}")
     console.print(table, markup=False)
 
 

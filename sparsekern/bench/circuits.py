@@ -6,9 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
-
-from ..circuits import Subject, Task, TaskError, accuracy, find_cut
+from ..circuits import TaskError, find_cut
+from ..circuits.nodes import count_edges
 from ..circuits.workbench import Workbench
 from ..recipe import PRESETS, TrainConfig
 from ..train import Trainer
@@ -61,17 +60,12 @@ def able_tasks(benches: Sequence[Workbench], names: Sequence[str]) -> dict[str, 
     able = {}
     for name in names:
         try:
-            right = [_accuracy(bench.subject, bench.task(name)) for bench in benches]
+            right = [bench.subject.accuracy(bench.task(name).test) for bench in benches]
         except TaskError:
             continue
         if min(right) >= ABLE:
             able[name] = right
     return able
-
-
-@torch.no_grad()
-def _accuracy(subject: Subject, task: Task) -> float:
-    return accuracy(subject.margins(task.test))
 
 
 def circuit_size(bench: Workbench, name: str, target: float) -> Size | None:
@@ -80,7 +74,7 @@ def circuit_size(bench: Workbench, name: str, target: float) -> Size | None:
     found = find_cut(subject, task.train, target=target, budget=BUDGET)
     if found is None:
         return None
-    edges, before = (sum(map(len, subject.edges(cut))) for cut in (found.cut, found.nodes_only))
+    edges, before = (count_edges(subject.edges(cut)) for cut in (found.cut, found.nodes_only))
     nodes = found.cut.node_count, found.nodes_only.node_count
     return Size(nodes[0], edges, nodes[1], before, subject.loss(task.test, found.cut))
 

@@ -18,7 +18,7 @@ from ..nn import SparseWeight
 from .hooks import record
 from .masks import MaskSettings
 from .prune import STAGES, Cut, Found, Subject, first_nodes, node_effects, node_scores, smallest_prefix
-from .tasks import Pairs, Task, accuracy, task_loss
+from .tasks import Pairs, Task, task_loss
 
 
 @dataclass(frozen=True)
@@ -80,13 +80,12 @@ def check(
         sizes = found.learned_nodes, cut.node_count
         return of.loss(held_out, best_of_size(of, on, *sizes, settings, seed, on_step))
 
-    margins, kept = subject.margins(test), subject.margins(test, cut)
     divergence, agreement = compare_on_text(subject, cut, text)
     return Checks(
         model_loss=subject.loss(test),
-        model_accuracy=accuracy(margins),
+        model_accuracy=subject.accuracy(test),
         circuit_loss=subject.loss(test, cut),
-        circuit_accuracy=accuracy(kept),
+        circuit_accuracy=subject.accuracy(test, cut),
         without_circuit_loss=_calibrated_loss(subject, train, test, Cut(~cut.nodes)),
         zero_loss=_calibrated_loss(without_means(subject), train, test, cut),
         shuffled_loss=control(subject, train.with_shuffled_labels(seed), test.with_shuffled_labels(seed + 1)),

@@ -13,7 +13,7 @@ from .. import checkpoint
 from ..models import GPT, GPTConfig
 from .about import About, Context, Edge, Link, Node, Prompt
 from .calibrate import Calibration
-from .nodes import INPUTS, EdgeGroup, Layout, Means, edges_between, edges_without
+from .nodes import INPUTS, EdgeGroup, Layout, Means, count_edges, edges_between, edges_without
 from .page import page
 from .picture import picture
 from .prune import Cut, Subject
@@ -135,9 +135,8 @@ class Circuit(nn.Module):
         circuit = cls(model, zeros, Cut(mask), about, nodes)
         checkpoint.load(folder / WEIGHTS, circuit)
         between = edges_between(model, mask)
-        removed = [group[_is_missing(group, kept)] for group in between]
-        cut = Cut(mask, tuple(group for group in removed if len(group)), calibration)
-        if sum(map(len, edges_without(between, cut.removed))) != len(kept):
+        cut = Cut(mask, tuple(edges_without(between, kept)), calibration)
+        if count_edges(between) - count_edges(cut.removed) != len(kept):
             raise CircuitError(f"could not read {folder / DESCRIPTION}: edges that the model has not")
         means = circuit.subject.means
         return cls(model, means, cut, about, nodes)
@@ -158,11 +157,6 @@ def _edges_of(group: EdgeGroup, layout: Layout) -> list[Edge]:
         Edge(group.matrix, row, column, weight, layout.name(source), layout.name(target))
         for row, column, weight, source, target in zip(*(part.tolist() for part in group.parts), strict=True)
     ]
-
-
-def _is_missing(group: EdgeGroup, kept: set[tuple[str, int, int]]) -> Tensor:
-    places = zip(group.rows.tolist(), group.columns.tolist(), strict=True)
-    return torch.tensor([(group.matrix, row, column) not in kept for row, column in places])
 
 
 def _mean_widths(config: GPTConfig) -> dict[str, int]:

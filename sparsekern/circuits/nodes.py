@@ -7,7 +7,7 @@ places, embeddings, biases and the unembedding are no nodes, and their weights n
 """
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
@@ -34,9 +34,8 @@ ENDS = {
     "mlp.c_fc": (("mlp.post_act",), "mlp.act_in"),
     "mlp.c_proj": (("mlp.resid_delta",), "mlp.post_act"),
 }
-INPUTS = {
-    "attn.v": "attn.y"
-}  # what a matrix reads, where that is not the node itself: its mean is passed on by a cut edge
+# what a matrix reads, where that is not the node itself: a cut edge passes on its mean
+INPUTS = {"attn.v": "attn.y"}
 
 Means = Mapping[str, Tensor]
 
@@ -126,6 +125,11 @@ class EdgeGroup:
     def parts(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         return self.rows, self.columns, self.weights, self.sources, self.targets
 
+    @property
+    def places(self) -> list[tuple[int, int]]:
+        """Row and column of each edge."""
+        return list(zip(self.rows.tolist(), self.columns.tolist(), strict=True))
+
     def __getitem__(self, which: Tensor) -> "EdgeGroup":
         return EdgeGroup(self.matrix, *(part[which] for part in self.parts))
 
@@ -155,16 +159,15 @@ def edges_between(model: GPT, nodes: Tensor) -> list[EdgeGroup]:
 
 
 def count_edges(groups: Iterable[EdgeGroup]) -> int:
+    """Edges of all groups together."""
     return sum(map(len, groups))
 
 
-def edges_without(groups: Iterable[EdgeGroup], others: Iterable[EdgeGroup]) -> list[EdgeGroup]:
-    """The edges of ``groups`` that are not among ``others``; groups that become empty are left out."""
-    gone = {other.matrix: set(zip(other.rows.tolist(), other.columns.tolist(), strict=True)) for other in others}
+def edges_without(groups: Iterable[EdgeGroup], others: Collection[tuple[str, int, int]]) -> list[EdgeGroup]:
+    """The edges of ``groups`` but ``others``, given as (matrix, row, column); groups that become empty are left out."""
     left = []
     for group in groups:
-        pairs = zip(group.rows.tolist(), group.columns.tolist(), strict=True)
-        stays = torch.tensor([pair not in gone.get(group.matrix, ()) for pair in pairs], device=group.rows.device)
+        stays = torch.tensor([(group.matrix, *place) not in others for place in group.places], device=group.rows.device)
         left += [group[stays]] if stays.any() else []
     return left
 

@@ -17,7 +17,7 @@ from ..models import GPT
 from .calibrate import UNCALIBRATED, Calibration, calibrate
 from .masks import CENTRES, MaskSettings, learn_scores
 from .nodes import EdgeGroup, Layout, Means, edges_between, edges_without, with_constants, with_nodes, without_edges
-from .tasks import Pairs, margins, task_loss
+from .tasks import Pairs, accuracy, margins, task_loss
 
 TARGET = 0.15  # nats, as published
 # Shares of the target that the training pairs have to meet once nodes, edges, and again nodes were dropped: each step
@@ -94,6 +94,11 @@ class Subject:
         return task_loss(self.margins(pairs, cut)).item()
 
     @torch.no_grad()
+    def accuracy(self, pairs: Pairs, cut: Cut | None = None) -> float:
+        """Fraction of the sequences whose right token has the higher logit."""
+        return accuracy(self.margins(pairs, cut))
+
+    @torch.no_grad()
     def calibrated(self, pairs: Pairs, cut: Cut) -> tuple[float, Cut]:
         """The least loss that scaling and shifting the logits gives, and the cut that has it."""
         raw = self.margins(pairs, replace(cut, calibration=UNCALIBRATED))
@@ -102,7 +107,8 @@ class Subject:
 
     def edges(self, cut: Cut) -> list[EdgeGroup]:
         """The weights that are left between the nodes of a cut."""
-        return edges_without(edges_between(self.model, cut.nodes), cut.removed)
+        removed = {(group.matrix, *place) for group in cut.removed for place in group.places}
+        return edges_without(edges_between(self.model, cut.nodes), removed)
 
     def all(self) -> Cut:
         """Nothing cut."""
@@ -191,7 +197,6 @@ def node_scores(
     subject: Subject, pairs: Pairs, settings: MaskSettings, seed: int, on_step: Callable[[], None] = lambda: None
 ) -> Tensor:
     """Learned scores of all nodes, (nodes of the model,)."""
-
     everything = subject.all()
 
     def loss_of(gates: Tensor, step: int) -> Tensor:

@@ -19,7 +19,7 @@ from .describe import describe
 from .masks import CENTRES
 from .nodes import mean_activations
 from .prune import TARGET, Subject, find_cut
-from .tasks import Task, TaskError, accuracy, build_task
+from .tasks import Task, TaskError, build_task
 
 MEAN_WINDOWS = 256  # of the training corpus, of the length of the model's context
 TEXT_WINDOWS = 128  # in which nodes' contexts are looked for, and in which a circuit is compared with its model
@@ -97,8 +97,7 @@ class Workbench:
 
     def require_able(self, task: Task) -> None:
         """Raises TaskError where the model cannot do a task."""
-        with torch.no_grad():
-            right = accuracy(self.subject.margins(task.test))
+        right = self.subject.accuracy(task.test)
         if right < LEAST_ACCURACY:
             raise TaskError(
                 f"{task.name}: the model cannot do it (it is right in {right:.0%}, "

@@ -52,7 +52,7 @@ def test_prompts_of_a_pair_differ_in_the_cue_alone(name: str) -> None:
 @pytest.mark.parametrize("name", TASKS)
 def test_every_task_fits_the_tokenizer_of_simple_programs(name: str, tokenizer) -> None:
     task = build_task(name, tokenizer, context=128, train=40, test=20)
-    assert len(task.train), len(task.test) == (40, 20)
+    assert (len(task.train), len(task.test)) == (40, 20)
     for pairs in (task.train, task.test):
         assert pairs.ids.shape[0] == 2 * len(pairs)
         assert pairs.targets.equal(pairs.others.roll(len(pairs)))
