@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
 
 def save(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, meta: dict[str, Any]) -> None:
     """Write everything that training needs to go on: weights, patterns, moments and ``meta`` (JSON)."""
-    tensors = {_MODEL + name: t for name, t in model.state_dict().items()}
+    tensors = _state_of(model)
     for name, p in model.named_parameters():
         for key, value in optimizer.state.get(p, {}).items():
             tensors[f"{_OPTIMIZER}{name}.{key}"] = value
@@ -53,13 +54,31 @@ def save(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, meta: d
 
 def save_weights(path: Path, model: nn.Module, meta: dict[str, Any]) -> None:
     """Write the model alone, with every sparse weight as its nonzeros."""
-    tensors = {_MODEL + name: t for name, t in model.state_dict().items()}
+    tensors = _state_of(model)
     for name, module in model.named_modules():
         if isinstance(module, SparseWeight) and module.form != "values":
             for key in (module.form, "active_crow_indices", "active_col_indices"):
                 tensors.pop(f"{_MODEL}{name}.{key}", None)
             tensors[f"{_MODEL}{name}.values"] = module.values.detach()
     _write(path, tensors, meta)
+
+
+def _state_of(model: nn.Module) -> dict[str, Tensor]:
+    """What is tied is in it under its first name."""
+    tied = _tied(model)
+    state = model.state_dict()
+    return {_MODEL + name: t for name, t in state.items() if not any(_is_part(name, other) for other in tied)}
+
+
+def _tied(model: nn.Module) -> dict[str, str]:
+    """Names of modules and Parameters that the model has under another name, too -> the first of its names."""
+    first: dict[object, str] = {}
+    named = chain(model.named_modules(remove_duplicate=False), model.named_parameters(remove_duplicate=False))
+    return {name: first[item] for name, item in named if first.setdefault(item, name) != name}
+
+
+def _is_part(name: str, of: str) -> bool:
+    return name == of or name.startswith(f"{of}.")
 
 
 def _write(path: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
@@ -79,6 +98,8 @@ def load(path: Path, model: nn.Module) -> dict[str, Any]:
         CheckpointError: the file is missing, damaged, or does not fit the model.
     """
     meta, state = _open(path, _MODEL)
+    for name, first in _tied(model).items():
+        state |= {name + key.removeprefix(first): t for key, t in state.items() if _is_part(key, first)}
     try:
         model.load_state_dict(state)
     except RuntimeError as error:

@@ -13,8 +13,11 @@ from typing import Annotated, Any
 
 import torch
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
 
 from . import build_info, cli_circuits, gpu_backend, keep_freed_memory
 from .bench.command import cases_for, run_cases, summarise
@@ -23,9 +26,10 @@ from .checkpoint import CheckpointError
 from .circuits import CircuitError, TaskError
 from .data import END_OF_TEXT, SIMPLE_PYTHON, load_tokenizer
 from .device import find_device
+from .explain import explain
 from .optim.parallel import gradient_bytes, world_size
-from .recipe import PRESETS, TrainConfig
-from .run_folder import TOKENIZER, load_model
+from .recipe import PRESETS, TrainConfig, read_setting
+from .run_folder import TOKENIZER, load_model, read_config
 from .train import Step, Trainer, TrainingError
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__)
@@ -67,25 +71,51 @@ def train(
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of weights and data.")] = None,
     dtype: Annotated[str | None, typer.Option(help="Of the activations: f32 or bf16.")] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Any other setting, as in --set sink=true; may be repeated (--explain-recipe)."),
+    ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
+    explain_recipe: Annotated[
+        bool, typer.Option("--explain-recipe", help="Show the paper's, its script's and this run's recipe, and end.")
+    ] = False,
 ) -> None:
     """Train a weight-sparse GPT. Ctrl-C saves and ends; --resume goes on."""
     folder = run or Path("runs") / preset
     overrides = {name: value for name, value in locals().items() if name in _OVERRIDES and value is not None}
+    overrides |= _settings(settings or [])
     if preset not in PRESETS:
         raise ValueError(f"--preset must be one of {', '.join(PRESETS)}, got {preset!r}")
     if resume and (overrides or sources):
         raise ValueError(f"--resume takes its settings from {folder}; leave out {', '.join(overrides) or 'sources'}")
+    if sources:
+        overrides["sources"] = _absolute(sources)
+    config = dataclasses.replace(PRESETS[preset], **overrides)
+    if explain_recipe:
+        _print_recipe(read_config(folder) if resume else config)
+        return
     keep_freed_memory()
     if resume:
         trainer = Trainer.resume(folder, device=device)
     else:
-        if sources:
-            overrides["sources"] = _absolute(sources)
-        config = dataclasses.replace(PRESETS[preset], **overrides)
         with console.status("Reading the corpus..."):
             trainer = Trainer(config, folder, device=device)
     train_with_progress(trainer)
+
+
+def _settings(items: list[str]) -> dict[str, Any]:
+    pairs = [item.partition("=") for item in items]
+    for item, (_, equals, _) in zip(items, pairs, strict=True):
+        if not equals:
+            raise ValueError(f"--set expects name=value, got {item!r}")
+    return {name: read_setting(name, text) for name, _, text in pairs}
+
+
+def _print_recipe(config: TrainConfig) -> None:
+    table = Table("rule [setting]", "paper", "its script", "this run", box=SIMPLE_HEAD)
+    for rule in explain(config):
+        table.add_row(*map(escape, rule))
+    console.print(table)
 
 
 def _absolute(sources: list[str]) -> tuple[str, ...]:

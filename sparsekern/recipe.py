@@ -2,10 +2,23 @@
 
 import json
 from dataclasses import dataclass, fields
+from types import NoneType
+from typing import Any, get_args, get_type_hints
 
 from .models import GPTConfig
-from .optim import Anneal
+from .models.config import SUBLAYER_LOCATIONS
+from .optim import GRADIENTS, Anneal
 
+_CHOICES = {
+    "positions": ("learned", "none"),
+    "bigram": ("learned", "counts"),
+    "gradients": GRADIENTS,
+    "embedding_schedule": ("own", "published"),
+    "biases": ("dense", "sparse"),
+    "mode": ("exact", "sparse"),
+    "switch": ("end-of-anneal", "density", "never-dense"),
+    "dtype": ("f32", "bf16"),
+}
 EMBEDDING_REFERENCE_WIDTH = 256  # the published recipe keeps d_model / 256 times the density in embeddings
 
 
@@ -16,13 +29,20 @@ class TrainConfig:
     Attributes:
         sources: files, folders or globs; empty means the running Python's standard library, "simple-python" made-up
             programs (see :mod:`sparsekern.data.simple_python`).
-        vocab_size, d_model, n_layer, d_head, d_mlp, afrac, weight_blocks: of the model (see
-            :class:`sparsekern.models.GPTConfig`).
+        vocab_size, d_model, n_layer, d_head, d_mlp, afrac, afrac_loctypes, activation_type, residual_activation_type,
+            rms_norm, ln_bias, sink, d_pos_emb, sinusoidal_cat_pos_emb, dropout, dropout_cat_pos_emb, tied_unembed,
+            grad_checkpointing, weight_blocks: of the model (see :class:`sparsekern.models.GPTConfig`).
+        positions: "learned", or "none": those that are added stay at zero.
         bigram: "learned" as published, or "counts": the fixed log-probabilities of a smoothed count bigram, which a
             short run would spend most of its tokens on.
         context, batch: tokens per sequence and sequences per step.
         steps, lr, warmup, weight_decay: of the optimizer; ``lr`` holds at the target density.
+        gradients: "normalised" to a root mean square of 1 before every step, or "clipped" where it is above 1.
         density: of the matrices at the end; ``embedding_density`` None means the published ``density * d_model / 256``.
+        embedding_schedule: "own": the embeddings' density falls from 1 to its target as that of the matrices does, or
+            "published": it is that of the matrices times the ratio of the targets, 1 at most, which keeps embeddings
+            dense until late.
+        biases: "dense", or "sparse": after every step they keep their largest entries, at the embeddings' density.
         anneal, anneal_start, anneal_end: shape and window of the density (see :class:`sparsekern.optim.Anneal`).
         min_alive: nonzeros that every neuron keeps.
         mode: "exact", the published rule to the end; or "sparse", whose cost grows with the nonzeros (see
@@ -42,7 +62,20 @@ class TrainConfig:
     d_head: int = 16
     d_mlp: int | None = None
     afrac: float | None = 0.25
+    afrac_loctypes: str = SUBLAYER_LOCATIONS
+    activation_type: str = "gelu"
+    residual_activation_type: str = "identity"
+    rms_norm: bool = True
+    ln_bias: bool = True
+    sink: bool = False
+    d_pos_emb: int | None = None
+    sinusoidal_cat_pos_emb: bool = False
+    dropout: float = 0.0
+    dropout_cat_pos_emb: bool = False
+    tied_unembed: bool = False
+    grad_checkpointing: bool = False
     weight_blocks: str = ""
+    positions: str = "learned"
     bigram: str = "learned"
     context: int = 256
     batch: int = 16
@@ -50,8 +83,11 @@ class TrainConfig:
     lr: float = 0.1
     warmup: float = 0.01
     weight_decay: float = 0.1
+    gradients: str = "normalised"
     density: float = 0.02
     embedding_density: float | None = None
+    embedding_schedule: str = "own"
+    biases: str = "dense"
     anneal: str = "fast"
     anneal_start: float = 0.0
     anneal_end: float = 0.2
@@ -79,33 +115,22 @@ class TrainConfig:
             raise ValueError(f"embedding_density must be in (0, 1], got {self.embedding_density}")
         if self.min_alive < 0:
             raise ValueError(f"min_alive must not be negative, got {self.min_alive}")
-        if self.bigram not in ("learned", "counts"):
-            raise ValueError(f"bigram must be learned or counts, got {self.bigram!r}")
-        if self.mode not in ("exact", "sparse"):
-            raise ValueError(f"mode must be exact or sparse, got {self.mode!r}")
-        if self.switch not in ("end-of-anneal", "density", "never-dense"):
-            raise ValueError(f"switch must be end-of-anneal, density or never-dense, got {self.switch!r}")
+        for name, known in _CHOICES.items():
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
+        if self.positions == "none" and self.d_pos_emb is not None:
+            raise ValueError(f"positions must be learned where d_pos_emb concatenates them, got {self.positions!r}")
         if not 0 < self.switch_density <= 1:
             raise ValueError(f"switch_density must be in (0, 1], got {self.switch_density}")
         if not self.start_factor >= 1:
             raise ValueError(f"start_factor must be at least 1, got {self.start_factor}")
-        if self.dtype not in ("f32", "bf16"):
-            raise ValueError(f"dtype must be f32 or bf16, got {self.dtype!r}")
         self.schedule(self.density), self.model  # these check themselves
 
     @property
     def model(self) -> GPTConfig:
-        return GPTConfig(
-            block_size=self.context,
-            vocab_size=self.vocab_size,
-            n_layer=self.n_layer,
-            d_head=self.d_head,
-            d_model=self.d_model,
-            d_mlp=self.d_mlp,
-            afrac=self.afrac,
-            weight_blocks=self.weight_blocks,
-            learnable_bigram_table=self.bigram == "learned",
-        )
+        shared = {f.name for f in fields(GPTConfig)} & {f.name for f in fields(self)}
+        same = {name: getattr(self, name) for name in shared}
+        return GPTConfig(block_size=self.context, learnable_bigram_table=self.bigram == "learned", **same)
 
     @property
     def is_never_dense(self) -> bool:
@@ -115,6 +140,14 @@ class TrainConfig:
         """Of the density of matrices whose last one is ``target``."""
         initial = min(1.0, self.start_factor * target) if self.is_never_dense else 1.0
         return Anneal(self.anneal, self.anneal_start, self.anneal_end, initial)
+
+    def densities(self, step: int) -> tuple[float, float]:
+        """Of the matrices and the embeddings at a step, counted from 0."""
+        density = self.schedule(self.density).density(step, self.steps, self.density)
+        target = self.target_embedding_density
+        if self.embedding_schedule == "published":
+            return density, min(1.0, density * target / self.density)
+        return density, self.schedule(target).density(step, self.steps, target)
 
     def is_sparse_after(self, density: float) -> bool:
         """Whether a step at this density of the matrices is the last one in exact mode, at the latest."""
@@ -135,6 +168,24 @@ class TrainConfig:
         if not isinstance(values, dict) or set(values) - known:
             raise ValueError(f"not a training configuration: unknown {sorted(set(values) - known)}")
         return cls(**{**values, "sources": tuple(values.get("sources", ()))})
+
+
+def read_setting(name: str, text: str) -> Any:
+    """The value of a field of :class:`TrainConfig` as written on a command line; "none" for None.
+
+    Raises:
+        ValueError: no such field, or no such value.
+    """
+    hints = get_type_hints(TrainConfig)
+    if name not in hints or name == "sources":
+        raise ValueError(f"expected one of {', '.join(sorted(set(hints) - {'sources'}))}; got {name!r}")
+    kinds = get_args(hints[name]) or (hints[name],)
+    if NoneType in kinds and text == "none":
+        return None
+    try:
+        return {"true": True, "false": False}[text] if bool in kinds else kinds[0](text)
+    except (KeyError, ValueError):
+        raise ValueError(f"{name}: expected {' or '.join(k.__name__ for k in kinds)}, got {text!r}") from None
 
 
 # From seconds to the published size (Gao et al. 2025: 8 x 2048, 131,072 tokens a step, 32e9 tokens, one weight in 512).

@@ -20,8 +20,8 @@ from ._native import cpu_isa
 from .data import Corpus, bigram_probabilities, held_out_batches, load_corpus, sample_batch
 from .device import find_device, repeatable
 from .models import GPT
-from .nn import SparseWeight
-from .ops import check_status
+from .nn import SparseLinear, SparseWeight
+from .ops import check_status, topk_project_
 from .optim import SparseAdamW, param_groups, sharkfin, warmup_decay
 from .recipe import TrainConfig
 from .run_folder import BEST, CONFIG, LAST, METRICS, PLOT, TOKENIZER, read_config, read_metrics
@@ -131,7 +131,7 @@ class Trainer:
         torch.manual_seed(config.seed)
         density = embedding_density = None
         if config.is_never_dense:
-            density, embedding_density = self._densities()
+            density, embedding_density = config.densities(self.step)
         model = GPT(
             config.model,
             density=0.0 if resume and density else density,
@@ -140,6 +140,8 @@ class Trainer:
         )
         if config.bigram == "counts":
             count_bigrams_(model, self.corpus.train)
+        if config.positions == "none":
+            model.wpe.requires_grad_(False)
         return model
 
     def _build_optimizer(self, kind: type[SparseAdamW] = SparseAdamW) -> SparseAdamW:
@@ -150,6 +152,7 @@ class Trainer:
             lr=config.lr,
             mode="sparse" if is_sparse else "exact",
             weight_decay=config.weight_decay,
+            gradients=config.gradients,
             candidates=config.candidates,
             refresh_every=config.refresh_every,
             candidate_beta1=config.candidate_beta1,
@@ -185,6 +188,9 @@ class Trainer:
         )
         share = slice(distributed.rank(), None, distributed.world_size())
         ids, targets = self._to_device(*(t[share] for t in batch))
+        if config.dropout:  # the same after a resumption, another one in each process
+            seed = np.random.SeedSequence((config.seed, self.step, distributed.rank()))
+            torch.manual_seed(int(seed.generate_state(1)[0]))
         with repeatable(self.device):
             with self._autocast():
                 loss = self._loss(ids, targets)
@@ -195,6 +201,8 @@ class Trainer:
                 self.optimizer.step()
             except RuntimeError as error:
                 raise TrainingError(f"step {self.step + 1}: {self._first_nonfinite(ids) or error}") from error
+            if config.biases == "sparse":
+                project_biases_(self.model, config.densities(self.step)[1])
             if self.config.is_sparse_after(density) and self.optimizer.mode == "exact":
                 self.optimizer.to_sparse_()
         self.step += 1
@@ -273,22 +281,13 @@ class Trainer:
     def _set_schedule(self) -> tuple[float, float]:
         """Learning rate and budgets of the coming step; returns the matrices' density and the learning rate."""
         config = self.config
-        density, embedding_density = self._densities()
+        density, embedding_density = config.densities(self.step)
         lr = config.lr * warmup_decay(self.step, config.steps, config.warmup) * sharkfin(density, config.density)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         set_budgets(self.model.matrices(), density)
         set_budgets(self.model.embeddings(), embedding_density)
         return density, lr
-
-    def _densities(self) -> tuple[float, float]:
-        """Of the matrices and the embeddings at the coming step."""
-        config = self.config
-        matrices, embeddings = (
-            config.schedule(target).density(self.step, config.steps, target)
-            for target in (config.density, config.target_embedding_density)
-        )
-        return matrices, embeddings
 
     @torch.no_grad()
     def evaluate(self) -> float:
@@ -298,10 +297,12 @@ class Trainer:
             self.corpus.held_out, batch=config.batch, context=config.context, count=config.eval_windows
         )
         total = torch.zeros((), dtype=torch.float64, device=self.device)
+        self.model.eval()
         for batch in batches:
             ids, targets = self._to_device(*batch)
             with repeatable(self.device), self._autocast():
                 total += self.model.loss(ids, targets).double() * len(ids)
+        self.model.train()
         return total.item() / config.eval_windows
 
     # ---- safety
@@ -392,6 +393,14 @@ def set_budgets(weights: list[SparseWeight], density: float) -> None:
     """Let the next projection keep ``density`` of each weight, rounded down."""
     for weight in weights:
         weight.budget = int(density * weight.positions)
+
+
+@torch.no_grad()
+def project_biases_(model: nn.Module, density: float) -> None:
+    """Keep the largest entries of every bias of a sparse layer, ``density`` of them rounded down, and zero the rest."""
+    for layer in model.modules():
+        if isinstance(layer, SparseLinear) and layer.bias is not None:
+            topk_project_(layer.bias.view(1, -1), int(density * len(layer.bias)))
 
 
 def first_nonfinite(model: nn.Module, ids: Tensor) -> str | None:

@@ -149,7 +149,7 @@ def test_an_existing_run(finished: Path, sources: Path, sparsekern_: Callable[..
         ({"d-model": 30}, "d_model must be a multiple of d_head, got 30 and 16"),
         ({"vocab-size": 100}, "vocab_size: expected at least 257, got 100"),
         ({"context": 5000}, "context must be below the 298 held-out tokens, got 5000"),
-        ({"dtype": "fp8"}, "dtype must be f32 or bf16, got 'fp8'"),
+        ({"dtype": "fp8"}, "dtype must be one of f32, bf16, got 'fp8'"),
         ({"device": "cuda:9"}, "--device cuda:9: torch sees"),
     ],
 )

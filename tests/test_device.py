@@ -161,7 +161,7 @@ def test_bf16_trains_as_well(sources: Path, tmp_path: Path, mode: str) -> None:
 
 
 def test_dtypes_have_names(sources: Path) -> None:
-    with pytest.raises(ValueError, match="dtype must be f32 or bf16, got 'fp8'"):
+    with pytest.raises(ValueError, match="dtype must be one of f32, bf16, got 'fp8'"):
         tiny(sources, dtype="fp8")
 
 

@@ -281,7 +281,7 @@ def test_a_density_too_low_for_the_floor_is_refused(new: Callable[..., Trainer],
         ({"anneal": "sudden"}, "anneal shape must be"),
         ({"anneal_end": 1.0}, "0 <= start < end < 1"),
         ({"afrac": 0.01}, "afrac must keep at least one of 32 channels, got 0.01"),
-        ({"bigram": "trigram"}, "bigram must be learned or counts, got 'trigram'"),
+        ({"bigram": "trigram"}, "bigram must be one of learned, counts, got 'trigram'"),
         ({"d_head": 5}, "d_model must be a multiple of d_head, got 32 and 5"),
         ({"afrac": 2.0}, "afrac must be in"),
         (

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from .. import checkpoint
-from ..models.gpt import GPT, floor_of
+from ..models import GPT
+from ..models.start import floor_of
 from ..nn import BlockSparseWeight, SparseLinear
 from ..optim import SparseAdamW
 from ..recipe import TrainConfig

@@ -117,7 +117,8 @@ def _links(subject: Subject, nodes: Sequence[Node], decode: Decode) -> Iterable[
     """What the embedding writes into channels that nodes read, and what the unembedding reads from the last ones."""
     wte, lm_head = (layer.weight.to_dense() for layer in (subject.model.wte, subject.model.lm_head))
     for node in nodes:
-        if node.location.endswith("act_in") or node.location == "final_resid":
+        is_read = node.location.endswith("act_in") and node.channel < wte.shape[1]  # channels after that are positions
+        if is_read or node.location == "final_resid":
             column = (lm_head if node.location == "final_resid" else wte)[:, node.channel]
             top = column.abs().topk(min(LINKS, len(column))).indices.tolist()
             tokens = tuple((decode(i), float(column[i])) for i in top if column[i] != 0)

@@ -44,6 +44,7 @@ def locations(config: GPTConfig) -> dict[str, int]:
     """Hook points that are nodes, in the order in which they run -> number of channels."""
     attention = config.heads * config.d_head
     widths = {"attn.q": attention, "attn.k": attention, "attn.v": attention, "mlp.post_act": config.mlp_width}
+    widths |= {"attn.act_in": config.width_read, "mlp.act_in": config.width_read}
     names = {f"{i}.{place}": widths.get(place, config.d_model) for i in range(config.n_layer) for place in NODE_PLACES}
     return {**names, "final_resid": config.d_model}
 
@@ -200,7 +201,7 @@ def with_constants(model: GPT, nodes: Tensor, means: Means) -> Iterator[None]:
     ]
     try:
         for module, mean in skipped:
-            module.forward = mean.expand_as  # type: ignore[method-assign]
+            module.forward = lambda x, mean=mean: mean.expand(*x.shape[:-1], -1)  # type: ignore[method-assign]
         yield
     finally:
         for module, _ in skipped:

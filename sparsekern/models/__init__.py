@@ -1,5 +1,6 @@
 """Models built from the sparse layers."""
 
-from .gpt import GPT, GPTConfig
+from .config import GPTConfig
+from .gpt import GPT
 
 __all__ = ["GPT", "GPTConfig"]

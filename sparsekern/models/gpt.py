@@ -1,32 +1,21 @@
 """A thin GPT with sparse weights and sparse activations (Gao et al. 2025, appendix A.1).
 
-Pre-norm, RMSNorm with the dtype's epsilon, many small heads, AbsTopK at the eight sublayer locations, additive learned
-positions, separate embedding and unembedding, and a dense bigram table added to the logits. All matrices and both
-embeddings are sparse; norm gains, biases and the bigram table are dense.
+Pre-norm, many small heads, AbsTopK at up to ten locations, learned or sinusoidal positions that are added or
+concatenated, separate or tied embedding and unembedding, and a dense bigram table added to the logits. All matrices and
+both embeddings are sparse; norms, biases, sinks, concatenated positions and the bigram table are dense.
 """
 
 import math
-from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from ..formats import BLOCK_SIDES, BSR, CSR
-from ..nn import (
-    AbsTopK,
-    BlockSparseLinear,
-    BlockSparseWeight,
-    CausalAttention,
-    RMSNorm,
-    SparseEmbedding,
-    SparseLinear,
-    SparseWeight,
-)
+from ..nn import CausalAttention, SparseEmbedding, SparseLinear, SparseWeight
+from .config import ACTIVATIONS, RESIDUAL_ACTIVATIONS, GPTConfig
+from .start import Start, floor_of
 
-MATRICES = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
-SUBLAYER_LOCATIONS = "attn_in,attn_q,attn_k,attn_v,attn_out,mlp_in,mlp_neuron,mlp_out"
 HOOK_POINTS = (  # of a block, in the order in which they run; the modules below bear these names
     "resid_in",
     "attn.act_in",
@@ -42,129 +31,6 @@ HOOK_POINTS = (  # of a block, in the order in which they run; the modules below
 )
 
 
-@dataclass(frozen=True)
-class GPTConfig:
-    """The published field names; the defaults are those of the published training script, at a small width.
-
-    Attributes:
-        block_size: longest context.
-        n_head, d_head: heads and their width; ``n_head`` None means ``d_model // d_head``.
-        d_mlp: None means ``4 * d_model``.
-        afrac: fraction of the channels that AbsTopK keeps; None turns it off.
-        afrac_loctypes: comma-separated locations of AbsTopK.
-        enable_bigram_table: add a dense (vocab, vocab) table, indexed by the current token, to the logits.
-        learnable_bigram_table: whether that table is trained, or a buffer.
-        weight_blocks: side of the dense blocks that matrices consist of: one for all of them ("32"), or some by name
-            ("mlp.c_fc=64,mlp.c_proj=64"); the others are unstructured.
-    """
-
-    block_size: int = 256
-    vocab_size: int = 2048
-    n_layer: int = 8
-    n_head: int | None = None
-    d_head: int = 16
-    d_model: int = 256
-    d_mlp: int | None = None
-    bias: bool = True
-    afrac: float | None = 0.25
-    afrac_loctypes: str = SUBLAYER_LOCATIONS
-    enable_bigram_table: bool = True
-    learnable_bigram_table: bool = True
-    weight_blocks: str = ""
-
-    def __post_init__(self) -> None:
-        for name in ("block_size", "vocab_size", "n_layer", "n_head", "d_head", "d_model", "d_mlp"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be positive, got {value}")
-        if self.d_model % self.d_head:
-            raise ValueError(f"d_model must be a multiple of d_head, got {self.d_model} and {self.d_head}")
-        if self.afrac is not None and not 0 < self.afrac <= 1:
-            raise ValueError(f"afrac must be in (0, 1], got {self.afrac}")
-        narrowest = min(self.d_model, self.heads * self.d_head, self.mlp_width)
-        if self.afrac is not None and self.afrac * narrowest < 1:
-            raise ValueError(f"afrac must keep at least one of {narrowest} channels, got {self.afrac}")
-        unknown = set(self.locations) - set(SUBLAYER_LOCATIONS.split(","))
-        if unknown:
-            raise ValueError(f"afrac_loctypes must be among {SUBLAYER_LOCATIONS}, got {', '.join(sorted(unknown))}")
-
-        if set(self.blocks) - set(MATRICES) or set(self.blocks.values()) - set(BLOCK_SIDES):
-            raise ValueError(
-                f"weight_blocks must be a side, {', '.join(map(str, BLOCK_SIDES))}, or sides of {', '.join(MATRICES)} "
-                f"as in mlp.c_fc=64,mlp.c_proj=64; got {self.weight_blocks!r}"
-            )
-
-    @property
-    def blocks(self) -> dict[str, int]:
-        """Side of the blocks by name of the matrix; unstructured ones are missing."""
-        if self.weight_blocks.isdecimal():
-            return dict.fromkeys(MATRICES, int(self.weight_blocks))
-        pairs = [item.partition("=") for item in self.weight_blocks.split(",") if item]
-        return {name: int(side) if side.isdecimal() else 0 for name, _, side in pairs}
-
-    @property
-    def locations(self) -> list[str]:
-        return [name for name in self.afrac_loctypes.split(",") if name]
-
-    @property
-    def heads(self) -> int:
-        return self.n_head or self.d_model // self.d_head
-
-    @property
-    def mlp_width(self) -> int:
-        return self.d_mlp or 4 * self.d_model
-
-    def topk(self, location: str, width: int) -> nn.Module:
-        """The AbsTopK of a location, or the identity where it is off."""
-        if self.afrac is None or location not in self.locations:
-            return nn.Identity()
-        return AbsTopK(math.floor(self.afrac * width))
-
-
-@dataclass(frozen=True)
-class Start:
-    """How matrices begin: dense in master form, or with random nonzeros in values form, never allocated densely.
-
-    Attributes:
-        density: of the nonzeros, or None for a dense start; 0 leaves the matrices empty, to be loaded.
-        floor: nonzeros that every neuron has at least.
-    """
-
-    density: float | None = None
-    floor: int = 0
-
-    def weight(self, n: int, k: int, std: float, axis: int | None = None, block: int | None = None) -> SparseWeight:
-        """(n, k); ``std`` is that of the entries of a dense one, and a sparse one gives outputs of the same variance.
-
-        ``axis`` tells which dimension is the neuron that the floor protects; ``block`` the side of dense blocks.
-        """
-        floor = floor_of(self.floor, block) if axis is not None else 0
-        if self.density is None:
-            master = torch.randn(n, k) * std
-            if block is None:
-                return SparseWeight.from_master(master, floor=floor, axis=axis)
-            return BlockSparseWeight.from_master(master, block, floor=floor, axis=axis)
-        rule: dict[str, Any] = {"density": self.density}
-        rule |= {"floor": floor, "axis": axis} if self.density else {}
-        scale = std / math.sqrt(self.density) if self.density else 0.0
-        if block is not None:
-            bsr = BSR.random(n, k, block, **rule)
-            return BlockSparseWeight(bsr.with_values(bsr.values * scale), floor=floor, axis=axis)
-        csr = CSR.random(n, k, **rule)
-        return SparseWeight(CSR(csr.values * scale, csr.pattern), floor=floor, axis=axis)
-
-    def linear(
-        self, n: int, k: int, bias: bool, std: float, axis: int | None = None, block: int | None = None
-    ) -> SparseLinear:
-        kind = SparseLinear if block is None else BlockSparseLinear
-        return kind.from_weight(self.weight(n, k, std, axis, block), nn.Parameter(torch.zeros(n)) if bias else None)
-
-
-def floor_of(nonzeros: int, block: int | None) -> int:
-    """Positions that have at least so many nonzeros of a neuron."""
-    return nonzeros if block is None else -(-nonzeros // block)
-
-
 class Attention(nn.Module):
     """Causal self-attention; AbsTopK acts on q, k and v over all heads together."""
 
@@ -173,42 +39,46 @@ class Attention(nn.Module):
         width = config.heads * config.d_head
         self.d_head = config.d_head
         blocks, std = config.blocks, 0.02 / math.sqrt(2 * config.n_layer)
-        self.c_attn = start.linear(3 * width, config.d_model, config.bias, 0.02, 0, blocks.get("attn.c_attn"))
+        self.c_attn = start.linear(3 * width, config.width_read, config.bias, 0.02, 0, blocks.get("attn.c_attn"))
         self.c_proj = start.linear(config.d_model, width, config.bias, std, 1, blocks.get("attn.c_proj"))
-        self.act_in = config.topk("attn_in", config.d_model)
+        self.act_in = config.topk("attn_in", config.width_read)
         self.q = config.topk("attn_q", width)
         self.k = config.topk("attn_k", width)
         self.v = config.topk("attn_v", width)
-        self.attend = CausalAttention()
+        self.attend = CausalAttention(config.heads if config.sink else None, config.dropout)
         self.y = nn.Identity()
+        self.dropout = nn.Dropout(config.dropout)
         self.resid_delta = config.topk("attn_out", config.d_model)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, T, d_model) -> (B, T, d_model)."""
+        """(B, T, width read) -> (B, T, d_model)."""
         q, k, v = self.c_attn(self.act_in(x)).chunk(3, dim=-1)
         q, k, v = (self._heads(t) for t in (self.q(q), self.k(k), self.v(v)))
-        return self.resid_delta(self.c_proj(self.y(self.attend(q, k, v).flatten(2))))
+        return self.resid_delta(self.dropout(self.c_proj(self.y(self.attend(q, k, v).flatten(2)))))
 
     def _heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (-1, self.d_head))
 
 
 class MLP(nn.Module):
-    """Linear, GELU, linear."""
+    """Linear, GELU or ReLU, linear."""
 
     def __init__(self, config: GPTConfig, start: Start) -> None:
         super().__init__()
         width = config.mlp_width
         blocks, std = config.blocks, 0.02 / math.sqrt(2 * config.n_layer)
-        self.c_fc = start.linear(width, config.d_model, config.bias, 0.02, 0, blocks.get("mlp.c_fc"))
+        self.c_fc = start.linear(width, config.width_read, config.bias, 0.02, 0, blocks.get("mlp.c_fc"))
         self.c_proj = start.linear(config.d_model, width, config.bias, std, 1, blocks.get("mlp.c_proj"))
-        self.act_in = config.topk("mlp_in", config.d_model)
+        self.act_in = config.topk("mlp_in", config.width_read)
+        self.activation = ACTIVATIONS[config.activation_type]()
         self.post_act = config.topk("mlp_neuron", width)
+        self.dropout = nn.Dropout(config.dropout)
         self.resid_delta = config.topk("mlp_out", config.d_model)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, T, d_model) -> (B, T, d_model)."""
-        return self.resid_delta(self.c_proj(self.post_act(F.gelu(self.c_fc(self.act_in(x))))))
+        """(B, T, width read) -> (B, T, d_model)."""
+        neurons = self.post_act(self.activation(self.c_fc(self.act_in(x))))
+        return self.resid_delta(self.dropout(self.c_proj(neurons)))
 
 
 class Block(nn.Module):
@@ -216,18 +86,41 @@ class Block(nn.Module):
 
     def __init__(self, config: GPTConfig, start: Start) -> None:
         super().__init__()
+        self.is_checkpointed = config.grad_checkpointing
         self.resid_in = nn.Identity()
-        self.ln_1 = RMSNorm(config.d_model)
+        self.ln_1 = config.norm(config.d_model)
         self.attn = Attention(config, start)
-        self.resid_mid = nn.Identity()
-        self.ln_2 = RMSNorm(config.d_model)
+        self.resid_mid = config.topk("resid_post_attn", config.d_model)
+        self.ln_2 = config.norm(config.d_model)
         self.mlp = MLP(config, start)
+        self.resid_out = config.topk("resid_post_mlp", config.d_model)
+        self.residual_activation = RESIDUAL_ACTIVATIONS[config.residual_activation_type]()
+        if config.d_pos_emb is not None:
+            self.ln_p1 = config.norm(config.d_pos_emb)
+            self.ln_p2 = config.norm(config.d_pos_emb)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, T, d_model) -> (B, T, d_model)."""
+    def forward(self, x: Tensor, positions: Tensor | None = None) -> Tensor:
+        """(B, T, d_model), with (T, d_pos_emb) where positions are concatenated -> (B, T, d_model)."""
         x = self.resid_in(x)
-        x = self.resid_mid(x + self.attn(self.ln_1(x)))
-        return x + self.mlp(self.ln_2(x))
+        read = self.ln_1(x) if positions is None else _beside(self.ln_1(x), self.ln_p1(positions))
+        x = self.resid_mid(self.residual_activation(x + self._run(self.attn, read)))
+        read = self.ln_2(x) if positions is None else _beside(self.ln_2(x), self.ln_p2(positions))
+        return self.resid_out(self.residual_activation(x + self._run(self.mlp, read)))
+
+    def _run(self, sublayer: nn.Module, x: Tensor) -> Tensor:
+        """One that is hooked is not computed twice: what was recorded would be recorded again, without its graph."""
+        if not self.is_checkpointed or not torch.is_grad_enabled() or _is_hooked(sublayer):
+            return sublayer(x)
+        return checkpoint(sublayer, x, use_reentrant=False)
+
+
+def _beside(x: Tensor, positions: Tensor) -> Tensor:
+    """(B, T, d_model) and (T, d_pos_emb) -> (B, T, d_model + d_pos_emb)."""
+    return torch.cat([x, positions.to(x.dtype).expand(len(x), -1, -1)], dim=-1)
+
+
+def _is_hooked(module: nn.Module) -> bool:
+    return any(m._forward_hooks or m._forward_pre_hooks for m in module.modules())
 
 
 class GPT(nn.Module):
@@ -245,6 +138,7 @@ class GPT(nn.Module):
     """
 
     bigram_table: Tensor | None
+    final_logits_bias: Tensor | None
 
     def __init__(
         self, config: GPTConfig, *, density: float | None = None, embedding_density: float | None = None, floor: int = 0
@@ -255,16 +149,28 @@ class GPT(nn.Module):
         start = Start(density, floor)
         embedding_start = Start(density if embedding_density is None else embedding_density)
         self.wte = SparseEmbedding.from_weight(embedding_start.weight(vocab, d, 0.02))
-        self.wpe = SparseEmbedding.from_weight(embedding_start.weight(config.block_size, d, 0.0))
+        self.wpe = self._positions(embedding_start)
+        self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config, start) for _ in range(config.n_layer))
         self.final_resid = nn.Identity()
-        self.ln_f = RMSNorm(d)
-        self.lm_head = embedding_start.linear(vocab, d, False, 0.02)
+        self.ln_f = config.norm(d)
+        unembedding = self.wte.weight if config.tied_unembed else embedding_start.weight(vocab, d, 0.02)
+        self.lm_head = SparseLinear.from_weight(unembedding)
+        self.register_buffer("final_logits_bias", torch.zeros(vocab) if config.final_logits_bias else None)
         table = torch.rand(vocab, vocab) * 0.02 if config.enable_bigram_table else None
         if table is not None and config.learnable_bigram_table:
             self.bigram_table = nn.Parameter(table)
         else:
             self.register_buffer("bigram_table", table)
+
+    def _positions(self, start: Start) -> nn.Module:
+        """Those that are added are sparse, and begin at zero; those that are concatenated are dense."""
+        config = self.config
+        if config.d_pos_emb is None:
+            return SparseEmbedding.from_weight(start.weight(config.block_size, config.d_model, 0.0))
+        if config.sinusoidal_cat_pos_emb:
+            return nn.Embedding.from_pretrained(config.sinusoids())
+        return nn.Embedding.from_pretrained(torch.randn(config.block_size, config.d_pos_emb) * 0.02, freeze=False)
 
     def forward(self, ids: Tensor, at: Tensor | None = None) -> Tensor:
         """Logits of the next token: (B, T) int64 -> (B, T, vocab), T <= block_size.
@@ -273,14 +179,21 @@ class GPT(nn.Module):
         """
         if ids.dim() != 2 or ids.shape[1] > self.config.block_size:
             raise ValueError(f"ids must be (B, T) with T <= {self.config.block_size}, got {tuple(ids.shape)}")
-        x = self.wte(ids) + self.wpe(torch.arange(ids.shape[1], device=ids.device))
+        x, positions = self.wte(ids), self.wpe(torch.arange(ids.shape[1], device=ids.device))
+        if self.config.d_pos_emb is None:
+            x, positions = x + positions, None
+        elif self.config.dropout_cat_pos_emb:
+            positions = self.dropout(positions)
+        x = self.dropout(x)
         for block in self.blocks:
-            x = block(x)
+            x = block(x, positions)
         x = self.final_resid(x)
         if at is not None:
             rows = torch.arange(len(ids), device=ids.device)
             x, ids = x[rows, at], ids[rows, at]
         logits = self.lm_head(self.ln_f(x))
+        if self.final_logits_bias is not None:
+            logits = logits + self.final_logits_bias
         return logits if self.bigram_table is None else logits + F.embedding(ids, self.bigram_table)
 
     def loss(self, ids: Tensor, targets: Tensor) -> Tensor:
@@ -301,8 +214,9 @@ class GPT(nn.Module):
         return {"bigram_table"}
 
     def embeddings(self) -> list[SparseWeight]:
-        """The sparse weights outside the blocks: token and position embedding, unembedding."""
-        return [self.wte.weight, self.wpe.weight, self.lm_head.weight]
+        """The sparse weights outside the blocks: token embedding, positions that are added, unembedding if not tied."""
+        weights = (self.wte.weight, self.wpe.weight, self.lm_head.weight)
+        return list({weight: None for weight in weights if isinstance(weight, SparseWeight)})
 
     def matrices(self) -> list[SparseWeight]:
         """The sparse weights of the blocks."""

@@ -80,14 +80,14 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, sink: Tensor | None = None
     return causal_attention_raw(autocast(q), autocast(k), autocast(v), sink)[0]
 
 
-def by_torch(q: Tensor, k: Tensor, v: Tensor, sink: Tensor | None) -> Tensor:
+def by_torch(q: Tensor, k: Tensor, v: Tensor, sink: Tensor | None, dropout: float = 0.0) -> Tensor:
     """The same by ``scaled_dot_product_attention``; a sink is the score of one more key, of zeros."""
     q, k, v = (t.transpose(1, 2) for t in (q, k, v))
     if sink is None:
-        return F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2)
+        return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True).transpose(1, 2)
     tokens = q.shape[2]
     hidden = torch.ones(tokens, tokens, dtype=torch.bool, device=q.device).triu(1)
     scores = torch.zeros_like(hidden, dtype=q.dtype).masked_fill(hidden, -torch.inf).expand(len(sink), -1, -1)
     with_sink = torch.cat([sink.to(q.dtype).view(-1, 1, 1).expand(-1, tokens, 1), scores], dim=2)
     k, v = (F.pad(t, (0, 0, 1, 0)) for t in (k, v))
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=with_sink).transpose(1, 2)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=with_sink, dropout_p=dropout).transpose(1, 2)

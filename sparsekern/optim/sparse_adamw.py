@@ -29,6 +29,7 @@ from .topology import (
 
 _OWN = ("named_weights", "gradient_rms", "_steps", "_is_averaged")  # attributes that torch does not know
 _RMS_EPS = 1e-5  # keeps the normalisation finite when all gradients vanish
+GRADIENTS = ("normalised", "clipped")
 
 
 def param_groups(model: nn.Module) -> list[dict[str, Any]]:
@@ -83,7 +84,7 @@ class SparseAdamW(torch.optim.Optimizer):
     """Adam with decoupled weight decay for models with sparse weights.
 
     A step is, in this order: divide all gradients by their common root mean square, Adam, projection of each weight to
-    its nonzeros, weight decay.
+    its nonzeros, weight decay (Gao et al. 2025, appendix A.2).
 
     ``mode="exact"`` is the published rule: dense gradient, dense moments, and a projection of the whole matrix to its
     ``budget``; it brings the weights into master form.
@@ -99,6 +100,8 @@ class SparseAdamW(torch.optim.Optimizer):
         lr: learning rate; change it through ``param_groups`` or an LR scheduler.
         mode: "exact" or "sparse".
         betas, eps, weight_decay: as published; ``eps`` is relative to gradients of unit root mean square.
+        gradients: "normalised", as in the published script; or "clipped", as in the paper: divided only where their
+            root mean square is above 1.
         candidates: candidates per nonzero; the more, the lower the loss, the longer the step and the larger the state.
             ``math.inf`` makes every position active, 0 freezes the support (and the norm of the gradient is then that
             of the support alone).
@@ -113,6 +116,7 @@ class SparseAdamW(torch.optim.Optimizer):
         ValueError: an argument out of range, or sparse parameters that did not come from :func:`param_groups`.
     """
 
+    gradients = _of_all_groups("gradients")
     candidates = _of_all_groups("candidates")
     refresh_every = _of_all_groups("refresh_every")
     candidate_beta1 = _of_all_groups("candidate_beta1")
@@ -127,6 +131,7 @@ class SparseAdamW(torch.optim.Optimizer):
         eps: float = 0.1,
         weight_decay: float = 0.1,
         *,
+        gradients: str = "normalised",
         candidates: float = 4.0,
         refresh_every: int = 20,
         candidate_beta1: float = 0.97,
@@ -134,6 +139,8 @@ class SparseAdamW(torch.optim.Optimizer):
     ) -> None:
         if mode not in ("exact", "sparse"):
             raise ValueError(f"mode must be 'exact' or 'sparse', got {mode!r}")
+        if gradients not in GRADIENTS:
+            raise ValueError(f"gradients must be {' or '.join(GRADIENTS)}, got {gradients!r}")
         if not lr >= 0:
             raise ValueError(f"lr must not be negative, got {lr}")
         if not all(0 <= b < 1 for b in (*betas, candidate_beta1)):
@@ -159,8 +166,13 @@ class SparseAdamW(torch.optim.Optimizer):
                 group["params"] = [w.parameter for w in formed]
                 self.named_weights |= weights
             groups.append(group)
-        defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "candidates": candidates}
-        defaults |= {"refresh_every": refresh_every, "candidate_beta1": candidate_beta1, "seed": seed}
+        defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "gradients": gradients}
+        defaults |= {
+            "candidates": candidates,
+            "refresh_every": refresh_every,
+            "candidate_beta1": candidate_beta1,
+            "seed": seed,
+        }
         super().__init__(groups, defaults)
         self.gradient_rms = torch.zeros(())
         self.prepare()
@@ -195,7 +207,8 @@ class SparseAdamW(torch.optim.Optimizer):
         self.gradient_rms = self._gradient_rms()
         if self.gradient_rms.device.type == "cpu" and not torch.isfinite(self.gradient_rms):
             raise RuntimeError(f"SparseAdamW: the gradient is not finite (root mean square {self.gradient_rms})")
-        scale = 1 / (self.gradient_rms + _RMS_EPS)
+        size = self.gradient_rms + _RMS_EPS
+        scale = 1 / (size if self.gradients == "normalised" else size.clamp(min=1))
         stepped = []
         for group in self.param_groups:
             params = [p for p in group["params"] if p.grad is not None]

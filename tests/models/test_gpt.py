@@ -10,7 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparsekern.models import GPT, GPTConfig
-from sparsekern.models.gpt import SUBLAYER_LOCATIONS, Block, Start
+from sparsekern.models.config import SUBLAYER_LOCATIONS
+from sparsekern.models.gpt import Block
+from sparsekern.models.start import Start
 from sparsekern.nn import AbsTopK
 from sparsekern.train import set_budgets
 

@@ -163,6 +163,15 @@ def test_eps_is_relative_to_the_gradient_rms(eps: float) -> None:
         assert moved == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.parametrize(("scale", "unit"), [(0.1, 1.0), (1000.0, 1000 * math.sqrt(25 / 5))])
+def test_clipped_gradients_are_divided_only_where_they_are_large(scale: float, unit: float) -> None:
+    model = OneWeight()
+    model.set_grads([3.0 * scale, 0.0, 0.0], 4.0 * scale, 0.0)
+    optimizer(model, lr=0.5, eps=0.5, weight_decay=0.0, gradients="clipped").step()
+    moved = (4 - model.sparse.master[0, 0].item(), 2 - model.matrix.item())
+    assert moved == pytest.approx([0.5 * g / (g + 0.5) for g in (3 * scale / unit, 4 * scale / unit)], rel=1e-4)
+
+
 def test_gradient_rms_is_over_all_parameters() -> None:
     model = OneWeight()
     optim = optimizer(model)
