@@ -6,7 +6,7 @@ import warnings
 from . import models, nn, ops, optim
 from ._native import build_info, cpu_isa, keep_freed_memory, set_cpu_isa
 from .formats import BSR, CSR, Pattern
-from .nn import sparsify_
+from .nn import report, sparsify_
 from .ops.backend import gpu_backend, use_backend
 
 __version__: str = build_info()["version"]
@@ -22,6 +22,7 @@ __all__ = [
     "nn",
     "ops",
     "optim",
+    "report",
     "set_cpu_isa",
     "sparsify_",
     "use_backend",

@@ -1,6 +1,7 @@
 """Fixtures for everything that runs kernels."""
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -13,6 +14,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # threads of several workers would wait
     torch.set_num_threads(1)
 
 from backends import available_backends, available_isas, gpu_backends, running
+from command import Command, Result
 
 collect_ignore = [] if torch.cuda.is_available() else ["gpu"]  # run by `make gpu`
 
@@ -44,3 +46,18 @@ def set_threads() -> Iterator[Callable[[int], None]]:
     before = torch.get_num_threads()
     yield torch.set_num_threads
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def sparsekern_(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    """Runs a command as the installed script does."""
+    from sparsekern import cli
+
+    def call(*arguments: object) -> Result:
+        monkeypatch.setattr(sys, "argv", ["sparsekern", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        out, err = capsys.readouterr()
+        return Result(int(ended.value.code or 0), out + err)
+
+    return call

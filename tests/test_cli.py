@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 import torch
+from command import Command, refused
 from tiny_run import corpus, logged, names, tensors, tiny
 
 import sparsekern
@@ -24,16 +24,6 @@ from sparsekern.run_folder import load_model
 from sparsekern.train import Step, Trainer
 
 OPTIONS = {"vocab-size": 300, "d-model": 32, "n-layer": 1, "context": 16, "batch": 4, "density": 0.25}
-
-
-class Result(NamedTuple):
-    code: int
-    out: str  # whatever was printed
-
-    @property
-    def text(self) -> str:
-        """The same, with every run of white space made one space."""
-        return " ".join(self.out.split())
 
 
 @pytest.fixture(scope="module")
@@ -54,20 +44,6 @@ def finished(sources: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
-def sparsekern_(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Result]:
-    """Runs a command as the installed script does."""
-
-    def call(*arguments: object) -> Result:
-        monkeypatch.setattr(sys, "argv", ["sparsekern", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        out, err = capsys.readouterr()
-        return Result(int(ended.value.code or 0), out + err)
-
-    return call
-
-
 def options(**changes: object) -> list[str]:
     return [f"--{name}={value}" for name, value in {**OPTIONS, **changes}.items()]
 
@@ -80,7 +56,7 @@ def process(*arguments: object) -> subprocess.Popen[str]:
 # ---- train
 
 
-def test_train_to_the_end(sources: Path, tmp_path: Path, sparsekern_: Callable[..., Result]) -> None:
+def test_train_to_the_end(sources: Path, tmp_path: Path, sparsekern_: Command) -> None:
     folder = tmp_path / "[run]"  # brackets are markup to the printer, but not here
     result = sparsekern_("train", sources, "--preset=smoke", f"--run={folder}", *options(), "--steps=11", "--seed=3")
     assert result.code == 0, result.text
@@ -97,7 +73,7 @@ def test_train_to_the_end(sources: Path, tmp_path: Path, sparsekern_: Callable[.
     assert f"Best held-out loss {best:.4f} nats per token; everything is in {folder}" in result.text
 
 
-def test_resume_finishes(sources: Path, finished: Path, tmp_path: Path, sparsekern_: Callable[..., Result]) -> None:
+def test_resume_finishes(sources: Path, finished: Path, tmp_path: Path, sparsekern_: Command) -> None:
     for step in Trainer(tiny(sources), tmp_path / "run").run():
         if step.step == 7:
             break
@@ -107,18 +83,12 @@ def test_resume_finishes(sources: Path, finished: Path, tmp_path: Path, sparseke
     assert "12/12" in result.text
 
 
-def refused(result: Result, message: str) -> None:
-    assert result.code == 2
-    assert f"sparsekern: {message}" in result.text
-    assert "Traceback" not in result.text
-
-
-def test_unknown_preset(tmp_path: Path, sparsekern_: Callable[..., Result]) -> None:
+def test_unknown_preset(tmp_path: Path, sparsekern_: Command) -> None:
     message = "--preset must be one of smoke, demo, circuits, laptop, paper, got 'huge'"
     refused(sparsekern_("train", "--preset=huge", f"--run={tmp_path / 'run'}"), message)
 
 
-def test_resume_takes_no_other_settings(finished: Path, sources: Path, sparsekern_: Callable[..., Result]) -> None:
+def test_resume_takes_no_other_settings(finished: Path, sources: Path, sparsekern_: Command) -> None:
     start = f"--resume takes its settings from {finished}; leave out "
     resume = ["train", "--resume", f"--run={finished}"]
     refused(sparsekern_(*resume, "--steps=20", "--lr=1"), start + "steps, lr")
@@ -126,12 +96,12 @@ def test_resume_takes_no_other_settings(finished: Path, sources: Path, sparseker
     refused(sparsekern_(*resume, "--dtype=bf16"), start + "dtype")
 
 
-def test_nothing_to_resume(tmp_path: Path, sparsekern_: Callable[..., Result]) -> None:
+def test_nothing_to_resume(tmp_path: Path, sparsekern_: Command) -> None:
     message = f"{tmp_path} holds no checkpoint to resume (last.safetensors is missing)"
     refused(sparsekern_("train", "--resume", f"--run={tmp_path}"), message)
 
 
-def test_an_existing_run(finished: Path, sources: Path, sparsekern_: Callable[..., Result]) -> None:
+def test_an_existing_run(finished: Path, sources: Path, sparsekern_: Command) -> None:
     before = tensors(finished / "last.safetensors")
     result = sparsekern_("train", sources, f"--run={finished}", *options())
     refused(result, f"{finished} already holds a run: resume it, or choose another folder")
@@ -154,14 +124,14 @@ def test_an_existing_run(finished: Path, sources: Path, sparsekern_: Callable[..
     ],
 )
 def test_bad_settings(
-    sources: Path, tmp_path: Path, sparsekern_: Callable[..., Result], changes: dict[str, object], message: str
+    sources: Path, tmp_path: Path, sparsekern_: Command, changes: dict[str, object], message: str
 ) -> None:
     refused(sparsekern_("train", sources, f"--run={tmp_path / 'run'}", *options(**changes)), message)
     assert not (tmp_path / "run").exists()
 
 
 def test_a_device_with_too_little_memory(
-    sources: Path, tmp_path: Path, sparsekern_: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+    sources: Path, tmp_path: Path, sparsekern_: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def too_large(*_: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB")
@@ -171,12 +141,12 @@ def test_a_device_with_too_little_memory(
     refused(result, "CUDA out of memory. Tried to allocate 9 GiB")
 
 
-def test_missing_sources(tmp_path: Path, sparsekern_: Callable[..., Result]) -> None:
+def test_missing_sources(tmp_path: Path, sparsekern_: Command) -> None:
     result = sparsekern_("train", tmp_path / "none", f"--run={tmp_path / 'run'}")
     refused(result, "sources: expected a file, a folder with *.py files or a pattern")
 
 
-def test_a_folder_that_cannot_be_made(sources: Path, tmp_path: Path, sparsekern_: Callable[..., Result]) -> None:
+def test_a_folder_that_cannot_be_made(sources: Path, tmp_path: Path, sparsekern_: Command) -> None:
     (tmp_path / "file").write_text("")
     result = sparsekern_("train", sources, f"--run={tmp_path / 'file' / 'run'}", *options())
     refused(result, "[Errno 20] Not a directory")
@@ -185,7 +155,7 @@ def test_a_folder_that_cannot_be_made(sources: Path, tmp_path: Path, sparsekern_
 # ---- what must not lose a run
 
 
-def test_interrupt_saves_and_resume_finishes(sources: Path, tmp_path: Path, sparsekern_: Callable[..., Result]) -> None:
+def test_interrupt_saves_and_resume_finishes(sources: Path, tmp_path: Path, sparsekern_: Command) -> None:
     folder = tmp_path / "run"
     running = process("-m", "sparsekern", "train", sources, f"--run={folder}", *options(), "--steps=400")
     deadline = time.monotonic() + 60
@@ -261,9 +231,7 @@ def largest_file(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_a_full_disk_keeps_the_checkpoint(
-    sources: Path, finished: Path, tmp_path: Path, sparsekern_: Callable[..., Result]
-) -> None:
+def test_a_full_disk_keeps_the_checkpoint(sources: Path, finished: Path, tmp_path: Path, sparsekern_: Command) -> None:
     folder = tmp_path / "run"
     for step in Trainer(tiny(sources), folder).run():
         if step.step == 3:
@@ -280,9 +248,7 @@ def test_a_full_disk_keeps_the_checkpoint(
     assert logged(folder) == logged(finished)
 
 
-def test_a_disk_too_full_for_metrics(
-    sources: Path, finished: Path, tmp_path: Path, sparsekern_: Callable[..., Result]
-) -> None:
+def test_a_disk_too_full_for_metrics(sources: Path, finished: Path, tmp_path: Path, sparsekern_: Command) -> None:
     folder = tmp_path / "run"
     for step in Trainer(tiny(sources), folder).run():
         if step.step == 3:
@@ -294,7 +260,7 @@ def test_a_disk_too_full_for_metrics(
     assert logged(folder) == logged(finished)
 
 
-def test_a_damaged_checkpoint(sources: Path, tmp_path: Path, sparsekern_: Callable[..., Result]) -> None:
+def test_a_damaged_checkpoint(sources: Path, tmp_path: Path, sparsekern_: Command) -> None:
     folder = tmp_path / "run"
     for step in Trainer(tiny(sources), folder).run():
         if step.step == 3:
@@ -304,7 +270,7 @@ def test_a_damaged_checkpoint(sources: Path, tmp_path: Path, sparsekern_: Callab
 
 
 def test_warnings_are_one_line(
-    sources: Path, tmp_path: Path, sparsekern_: Callable[..., Result], set_threads: Callable[[int], None]
+    sources: Path, tmp_path: Path, sparsekern_: Command, set_threads: Callable[[int], None]
 ) -> None:
     for step in Trainer(tiny(sources), tmp_path / "run").run():
         if step.step == 3:
@@ -320,7 +286,7 @@ def test_warnings_are_one_line(
 # ---- sample
 
 
-def test_sample_continues_the_prompt(finished: Path, sparsekern_: Callable[..., Result]) -> None:
+def test_sample_continues_the_prompt(finished: Path, sparsekern_: Command) -> None:
     def sampled(*arguments: object) -> str:
         result = sparsekern_("sample", "def alpha", f"--run={finished}", "--tokens=30", *arguments)
         assert result.code == 0
@@ -333,9 +299,7 @@ def test_sample_continues_the_prompt(finished: Path, sparsekern_: Callable[..., 
     assert sampled("--tokens=0") == "def alpha"
 
 
-def test_sample_prints_text_as_it_is(
-    finished: Path, sparsekern_: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_sample_prints_text_as_it_is(finished: Path, sparsekern_: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cli.console, "width", 80)
     prompt = "x = {'[red]': 1, 'heart':heart:2}  # " + "long " * 30 + "\n\ttab"
     assert sparsekern_("sample", prompt, f"--run={finished}", "--tokens=0").out == prompt + "\n"
@@ -356,23 +320,23 @@ def test_sample_uses_the_best_model(finished: Path) -> None:
         (["sample", "x", "--temperature=-1"], "tokens and temperature must not be negative, got 120 and -1.0"),
     ],
 )
-def test_sample_refuses(finished: Path, sparsekern_: Callable[..., Result], arguments: list[str], message: str) -> None:
+def test_sample_refuses(finished: Path, sparsekern_: Command, arguments: list[str], message: str) -> None:
     refused(sparsekern_(*arguments, f"--run={finished}"), message)
 
 
-def test_devices_that_are_not_there(finished: Path, sparsekern_: Callable[..., Result]) -> None:
+def test_devices_that_are_not_there(finished: Path, sparsekern_: Command) -> None:
     for command in (["train", "--resume"], ["sample", "x"]):
         refused(sparsekern_(*command, f"--run={finished}", "--device=cuda:9"), "--device cuda:9: torch sees")
 
 
-def test_sample_without_a_run(tmp_path: Path, sparsekern_: Callable[..., Result]) -> None:
+def test_sample_without_a_run(tmp_path: Path, sparsekern_: Command) -> None:
     refused(sparsekern_("sample", "x", f"--run={tmp_path}"), f"could not read {tmp_path}/last.safetensors: ")
 
 
 # ---- info
 
 
-def test_info(sparsekern_: Callable[..., Result]) -> None:
+def test_info(sparsekern_: Command) -> None:
     result = sparsekern_("info")
     assert result.code == 0
     built = sparsekern.build_info()
@@ -383,7 +347,7 @@ def test_info(sparsekern_: Callable[..., Result]) -> None:
     assert "missing" not in result.text
 
 
-def test_info_on_a_gpu(sparsekern_: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_info_on_a_gpu(sparsekern_: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H100")
     assert "GPU NVIDIA H100" in sparsekern_("info").text
@@ -391,7 +355,7 @@ def test_info_on_a_gpu(sparsekern_: Callable[..., Result], monkeypatch: pytest.M
     assert "GPU none that torch sees" in sparsekern_("info").text
 
 
-def test_info_names_what_is_missing(sparsekern_: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_info_names_what_is_missing(sparsekern_: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     find_spec = cli.importlib.util.find_spec
     monkeypatch.setattr(cli.importlib.util, "find_spec", lambda name: None if name == "rich" else find_spec(name))
     assert "rich missing: pip install sparsekern[train]" in sparsekern_("info").text

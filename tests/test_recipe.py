@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_cli import Result, refused, sparsekern_  # noqa: F401
+from command import Command, refused
 from tiny_run import TINY, corpus, logged, tensors, tiny
 
 from sparsekern import cli
@@ -183,8 +183,8 @@ def test_bad_settings_are_refused(name: str, text: str, message: str) -> None:
 def test_set_reaches_the_run(
     sources: Path,
     tmp_path: Path,
-    sparsekern_: Callable[..., Result],
-    monkeypatch: pytest.MonkeyPatch,  # noqa: F811
+    sparsekern_: Command,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("sparsekern.train.plot_losses", lambda folder: None)
     monkeypatch.setattr(cli.console, "width", 500)
@@ -199,8 +199,8 @@ def test_set_reaches_the_run(
 
 def test_the_recipe_is_explained(
     tmp_path: Path,
-    sparsekern_: Callable[..., Result],
-    monkeypatch: pytest.MonkeyPatch,  # noqa: F811
+    sparsekern_: Command,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(cli.console, "width", 500)
     result = sparsekern_("train", "--explain-recipe", "--set=gradients=clipped", f"--run={tmp_path / 'run'}")

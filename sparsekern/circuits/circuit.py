@@ -147,7 +147,7 @@ def _require_fits(config: GPTConfig, size: int) -> None:
     width = config.heads * config.d_head
     nodes = config.n_layer * (2 * config.width_read + 2 * config.d_model + 3 * width + config.mlp_width)
     tables = config.vocab_size * (1 if config.tied_unembed else 2)
-    rows = tables + config.block_size + config.n_layer * (3 * width + config.mlp_width)
+    rows = tables + config.block_size * (config.d_pos_emb or 1) + config.n_layer * (3 * width + config.mlp_width)
     table = config.vocab_size**2 if config.enable_bigram_table else 0
     if 4 * (nodes + rows + table) > size:
         raise ValueError(f"{WEIGHTS} is too small, {size:,} bytes, for a model of {nodes + rows + table:,} numbers")

@@ -92,7 +92,7 @@ class Task:
 TASKS = tuple(TEMPLATES)
 
 
-def build_task(name: str, tokenizer: Any, *, context: int, train: int = 128, test: int = 128, seed: int = 0) -> Task:
+def build_task(name: str, tokenizer: Any, *, context: int, train: int = 384, test: int = 128, seed: int = 0) -> Task:
     """Draw the pairs of a task.
 
     Args:

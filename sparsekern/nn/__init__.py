@@ -3,6 +3,7 @@
 from .abs_topk import AbsTopK
 from .attention import CausalAttention
 from .linear import BlockSparseLinear, SparseEmbedding, SparseLinear
+from .report import report
 from .rms_norm import RMSNorm
 from .sparsify import sparsify_
 from .weight import BlockSparseWeight, SparseWeight
@@ -16,5 +17,6 @@ __all__ = [
     "SparseEmbedding",
     "SparseLinear",
     "SparseWeight",
+    "report",
     "sparsify_",
 ]

@@ -22,7 +22,7 @@ from ..formats import (
 )
 from ..ops.bsr_linear import bsr_linear
 from ..ops.bsr_linear_active import bsr_linear_active
-from ..ops.choice import KernelChoice, choose_linear
+from ..ops.choice import KernelChoice, choose_linear, is_dense_faster
 from ..ops.csr_embedding import csr_embedding, csr_embedding_active
 from ..ops.csr_linear import csr_linear
 from ..ops.csr_linear_active import csr_linear_active
@@ -223,7 +223,7 @@ class SparseWeight(nn.Module):
             return csr_linear(x, self.csr, bias)
         if self.form == "active":
             return csr_linear_active(x, self.active, self.active_pattern, bias)
-        if self.choice().kernel == "dense":
+        if is_dense_faster(self.shape, self.nnz, self.device.type):
             return _dense_linear(x, self.master, bias)
         return csr_linear_dense_grad(x, self.master, self.pattern, bias)
 

@@ -20,12 +20,17 @@ class KernelChoice:
         return f"{self.kernel}: {self.reason}"
 
 
+def is_dense_faster(shape: tuple[int, int], nnz: int, device: str = "cpu") -> bool:
+    """Whether a matrix of ``shape`` with so many nonzeros is denser than the break-even of a device's kind."""
+    return nnz > BREAK_EVEN["cpu" if device == "cpu" else "cuda"] * max(1, shape[0] * shape[1])
+
+
 def choose_linear(shape: tuple[int, int], nnz: int, dtype: torch.dtype, device: str = "cpu") -> KernelChoice:
     """How a linear layer of ``shape`` (N, K) that holds both forms of its weight, sparse and dense, is computed."""
     density = nnz / max(1, shape[0] * shape[1])
     what = f"{shape[0]} x {shape[1]}, {nnz:,} nonzeros ({density:.2%}), {dtype}, {device}".replace("torch.", "")
     break_even = BREAK_EVEN["cpu" if device == "cpu" else "cuda"]
-    if density > break_even:
+    if is_dense_faster(shape, nnz, device):
         return KernelChoice("dense", f"{what}: denser than the break-even of {break_even:.0%}")
     return KernelChoice("csr", f"{what}: at or below the break-even of {break_even:.0%}")
 

@@ -1,5 +1,6 @@
 """``rms_norm``: rows divided by their root mean square."""
 
+import math
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from .dtypes import autocast_dtype, value_dtype
 
 def _fake(x: Tensor, gain: Tensor, eps: float, narrow: bool) -> tuple[Tensor, Tensor]:
     y = x.new_empty(x.shape, dtype=torch.bfloat16 if narrow else x.dtype)
-    return y, x.new_empty(x.shape[:-1].numel(), dtype=value_dtype(x.dtype))
+    return y, x.new_empty(math.prod(x.shape[:-1]), dtype=value_dtype(x.dtype))
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:

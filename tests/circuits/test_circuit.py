@@ -69,6 +69,7 @@ def test_nodes_say_what_they_do(planted: Planted, circuit: Circuit) -> None:
         (lambda d: d.update(nodes=[1]), "TypeError"),
         (lambda d: d["model"].update(vocab_size=2**31), "circuit.safetensors is too small, .* bytes, for a model of"),
         (lambda d: d["model"].update(n_layer=2**40), "is too small"),
+        (lambda d: d["model"].update(d_pos_emb=2**40), "is too small"),
         (lambda d: d["model"].update(enable_bigram_table=True, vocab_size=5000), "is too small"),
     ],
 )

@@ -1,10 +1,13 @@
 """Nodes and edges: how they are counted, and what a model computes without them."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
 
 from sparsekern.circuits import (
+    Circuit,
     Cut,
     Layout,
     Subject,
@@ -15,7 +18,7 @@ from sparsekern.circuits import (
     with_nodes,
     without_edges,
 )
-from sparsekern.circuits.nodes import edges_without
+from sparsekern.circuits.nodes import count_edges, edges_without
 from sparsekern.models import GPT, GPTConfig
 
 IDS = torch.randint(20, (6, 8), generator=torch.Generator().manual_seed(3))
@@ -169,3 +172,52 @@ def test_removing_every_edge_of_a_matrix_makes_its_output_constant(model: GPT, m
     torch.testing.assert_close(
         acts["0.mlp.post_act"], acts["0.mlp.post_act"][:1, :1].expand(6, 8, 64), rtol=0, atol=1e-6
     )
+
+
+@pytest.fixture
+def optioned() -> GPT:
+    """A model with every option, whose sublayers read 20 channels and write 16."""
+    torch.manual_seed(0)
+    config = GPTConfig(
+        block_size=8,
+        vocab_size=20,
+        n_layer=2,
+        d_model=16,
+        d_head=4,
+        rms_norm=False,
+        activation_type="relu",
+        residual_activation_type="relu",
+        sink=True,
+        d_pos_emb=4,
+        tied_unembed=True,
+        final_logits_bias=True,
+        afrac_loctypes="attn_in,mlp_out,resid_post_attn,resid_post_mlp",
+        grad_checkpointing=True,
+    )
+    return GPT(config, density=0.5).requires_grad_(False)
+
+
+def test_nodes_and_edges_of_a_model_with_every_option(optioned: GPT) -> None:
+    layout = Layout.of(optioned.config)
+    assert layout.slices["0.attn.act_in"] == slice(0, 20)
+    assert layout.size == 2 * (2 * 20 + 2 * 16 + 3 * 16 + 64) + 16
+    nodes = torch.ones(layout.size, dtype=torch.bool)
+    assert count_edges(edges_between(optioned, nodes)) == sum(w.nnz for w in optioned.matrices())
+
+
+def test_a_circuit_of_a_model_with_every_option_is_saved_and_loaded(optioned: GPT, tmp_path: Path) -> None:
+    means = mean_activations(optioned, [IDS])
+    nodes = torch.rand(Layout.of(optioned.config).size, generator=torch.Generator().manual_seed(1)) < 0.7
+    for name, part in Layout.of(optioned.config).slices.items():
+        if name.startswith("0.mlp"):
+            nodes[part] = False  # a sublayer that is not computed, and reads more channels than it writes
+    gates = nodes.float().requires_grad_()
+    with with_nodes(optioned, gates, means):
+        expected = optioned(IDS)  # with every sublayer computed
+    circuit = Circuit(optioned, means, Cut(nodes))
+    torch.testing.assert_close(circuit(IDS), expected)
+    assert (circuit(IDS) - optioned(IDS)).abs().max() > 0.01
+    circuit.save(tmp_path)
+    loaded = Circuit.load(tmp_path)
+    assert loaded(IDS).equal(circuit(IDS))
+    assert loaded.edges == circuit.edges

@@ -78,7 +78,7 @@ def test_pairs_depend_on_the_seed_alone(tokenizer) -> None:
 def test_an_answer_that_is_no_token_is_a_clear_error() -> None:
     bytes_only = train_tokenizer(simple_programs(20), 260)
     with pytest.raises(
-        TaskError, match=r"enumerate_range: only 0 of 256 pairs fit this tokenizer \(no single tokens for"
+        TaskError, match=r"enumerate_range: only 0 of 512 pairs fit this tokenizer \(no single tokens for"
     ):
         build_task("enumerate_range", bytes_only, context=64)
     with pytest.raises(TaskError, match="a prompt is longer than 4 tokens"):

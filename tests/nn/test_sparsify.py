@@ -139,14 +139,80 @@ def test_a_root_layer_is_returned(layer: nn.Module, kind: type[nn.Module]) -> No
     assert sparse.weight.nnz == 18
 
 
+class Doubled(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * super().forward(x)
+
+
 def test_subclasses_of_linear_are_left_alone() -> None:
-    model = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0)
-    attention = copy.deepcopy(model.self_attn)
-    sparsify_(model, density=0.5)
-    assert sparse_names(model) == {"linear1", "linear2"}
-    assert isinstance(model.self_attn.out_proj, nn.Linear)
-    x = torch.randn(3, 1, 8)
-    torch.testing.assert_close(model.self_attn(x, x, x)[0], attention(x, x, x)[0])
+    model = nn.Sequential(Doubled(6, 6), nn.Linear(6, 6))
+    with pytest.warns(UserWarning, match=r"sparsify_ left dense: 0 \(Doubled is a subclass\)$"):
+        sparsify_(model, density=0.5)
+    assert sparse_names(model) == {"1"}
+
+
+class Classifier(nn.Module):
+    """With the modules of torch that read their children's weights themselves."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), 1)
+        self.attend = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.decoder = nn.TransformerDecoderLayer(8, 2, 16, batch_first=True)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.encoder(x)
+        x = self.attend(x, x, x)[0]
+        return self.head(self.decoder(x, x))
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+def test_parents_that_read_their_childrens_weights(training: bool) -> None:
+    torch.manual_seed(0)
+    model, x = Classifier().train(training), torch.randn(2, 5, 8)
+    with pytest.warns(UserWarning, match="sparsify_ left dense") as caught:
+        sparsify_(model, density=1.0)
+    said = str(caught[0].message)
+    assert "encoder.layers.0.linear1 (TransformerEncoderLayer reads its weight itself)" in said
+    assert "attend.out_proj (MultiheadAttention reads its weight itself)" in said
+    assert said.count("reads its weight itself") == 6
+    assert sparse_names(model) == {"head", "decoder.linear1", "decoder.linear2"}
+    torch.manual_seed(0)
+    dense = Classifier().train(training)
+    with torch.no_grad():  # where the encoder takes its fast path
+        torch.manual_seed(1)
+        expected = dense(x)
+        torch.manual_seed(1)
+        torch.testing.assert_close(model(x), expected)
+
+
+class Conv1D(nn.Module):
+    """As Hugging Face defines it."""
+
+    __module__ = "transformers.pytorch_utils"
+
+    def __init__(self, nf: int, nx: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(nx, nf))
+        self.bias = nn.Parameter(torch.randn(nf))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.weight + self.bias
+
+
+def test_hugging_face_conv1d() -> None:
+    model, x = nn.Sequential(Conv1D(7, 5), nn.Linear(7, 3)), torch.randn(2, 4, 5)
+    expected = model(x)
+    sparsify_(model, density=1.0)
+    assert sparse_names(model) == {"0", "1"}
+    assert model[0].weight.shape == (7, 5)
+    torch.testing.assert_close(model(x), expected)
+
+
+def test_only_what_another_module_reads_is_an_error_that_says_so() -> None:
+    with pytest.raises(ValueError, match=r"left dense: out_proj \(MultiheadAttention reads its weight itself\)"):
+        sparsify_(nn.MultiheadAttention(8, 2), density=0.5)
 
 
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
@@ -170,5 +236,6 @@ def test_dtype_is_kept() -> None:
 
 def test_embeddings_with_options_are_left_alone() -> None:
     model = nn.ModuleList([nn.Embedding(8, 4, padding_idx=0), nn.Embedding(8, 4, max_norm=1.0), nn.Embedding(8, 4)])
-    sparsify_(model, density=0.5)
+    with pytest.warns(UserWarning, match=r"0 \(it has padding_idx\); 1 \(it has max_norm\)$"):
+        sparsify_(model, density=0.5)
     assert [type(layer) for layer in model] == [nn.Embedding, nn.Embedding, SparseEmbedding]
