@@ -1,5 +1,6 @@
-# make setup | demo | test | browser | qemu | lint | gpu | clean.  PYTHON chooses the interpreter (3.11 or later); one that has torch
-# already is used as it is, without the network, through a virtual environment that sees its packages.
+# make setup | demo | test | nightly | browser | qemu | sanitize | docs | wheel | lint | gpu | clean.  PYTHON chooses the
+# interpreter (3.11 or later); one that has torch already is used as it is, without the network, through a virtual
+# environment that sees its packages.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -7,7 +8,7 @@ SOURCES := $(shell find csrc -type f) CMakeLists.txt setup.py pyproject.toml
 # CPU builds of torch live on an index of their own; the default index has the multi-gigabyte CUDA builds.
 TORCH_INDEX := --retries 0 --extra-index-url https://download.pytorch.org/whl/cpu
 
-.PHONY: setup demo test browser qemu lint gpu clean
+.PHONY: setup demo test nightly browser qemu sanitize docs wheel lint gpu clean
 setup: $(VENV)/.built
 
 $(VENV)/.packages: requirements-dev.txt
@@ -37,6 +38,10 @@ demo: setup
 test: setup browser
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
+# Ten thousand examples of each op, with other numbers every time: hours.
+nightly: setup
+	$(BIN)/python -m pytest -n 2 tests/test_any_shape.py --hypothesis-profile=nightly
+
 # For the tests of pages: any Chromium on the PATH, or else that of Debian and Ubuntu.
 browser:
 	@command -v chromium >/dev/null || command -v google-chrome >/dev/null || { \
@@ -46,6 +51,17 @@ browser:
 # The kernels on processors without AVX-512 and without AVX, emulated: some ten minutes each.
 qemu: setup
 	tests/qemu.sh
+
+# The kernels under AddressSanitizer and UndefinedBehaviorSanitizer.
+sanitize: setup
+	tests/sanitize.sh
+
+# A page per module, from the docstrings, in build/docs.
+docs: setup
+	$(BIN)/python docs/api.py build/docs
+
+wheel: setup
+	$(BIN)/python -m pip wheel -q --disable-pip-version-check --no-build-isolation --no-deps -w dist .
 
 lint: setup
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

@@ -13,9 +13,13 @@ if not torch.cuda.is_available():
 if "PYTEST_XDIST_WORKER" in os.environ:  # threads of several workers would wait for each other's; see set_threads
     torch.set_num_threads(1)
 
+import hypothesis
 from backends import available_backends, available_isas, gpu_backends, running
 from command import Command, Result
 
+hypothesis.settings.register_profile("ci", max_examples=30, deadline=None, derandomize=True)
+hypothesis.settings.register_profile("nightly", max_examples=10_000, deadline=None)
+hypothesis.settings.load_profile("ci")
 collect_ignore = [] if torch.cuda.is_available() else ["gpu"]  # run by `make gpu`
 
 

@@ -2,14 +2,11 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from math import prod
 from typing import Any
 
 import pytest
 import torch
 from backends import GPU_DTYPES, running
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from opcases import BUDGETS, CASES, RAW_CALLS, Budget, Draw, OpCase, Problem, Shape, active_pattern, raw, value_dtype
 from torch import Tensor
 
@@ -503,58 +500,6 @@ def test_project_is_seen_by_autograd() -> None:
         loss.backward()
     assert w.is_leaf
     assert w.requires_grad
-
-
-# ---- any shape
-
-sizes = st.integers(0, 40)
-fractions = st.floats(0, 1)
-seeds = st.integers(0, 2**32)
-some_examples = settings(max_examples=50, deadline=None, derandomize=True)
-
-
-def drawn(seed: int) -> Draw:
-    return Draw(torch.float32, generator=torch.Generator().manual_seed(seed))
-
-
-@given(sizes, sizes, sizes, fractions, seeds)
-@some_examples
-def test_linear_of_any_shape(tokens: int, n: int, k: int, density: float, seed: int) -> None:
-    draw = drawn(seed)
-    w, x, bias = draw.csr(n, k, int(density * n * k)), draw.normal(tokens, k), draw.normal(n)
-    double = w.to(dtype=torch.float64)
-    scale = x.double().abs() @ reference.to_dense(double).abs().T + bias.double().abs()
-    assert_within(ops.csr_linear(x, w, bias), reference.csr_linear(x.double(), double, bias.double()), scale, 4)
-
-
-@given(sizes, sizes, sizes, fractions, seeds)
-@some_examples
-def test_sddmm_of_any_shape(tokens: int, n: int, k: int, density: float, seed: int) -> None:
-    draw = drawn(seed)
-    w, a, b = draw.csr(n, k, int(density * n * k)), draw.normal(tokens, n), draw.normal(tokens, k)
-    scale = reference.csr_sddmm(a.double().abs(), b.double().abs(), w)
-    assert_within(ops.csr_sddmm(a, b, w), reference.csr_sddmm(a.double(), b.double(), w), scale, 4)
-
-
-@given(sizes, st.integers(0, 300), fractions, st.integers(1, 8), seeds)
-@some_examples
-def test_abs_topk_of_any_shape(rows: int, width: int, fraction: float, magnitudes: int, seed: int) -> None:
-    x = drawn(seed).normal(rows, width).mul(magnitudes).round()  # few magnitudes make many ties
-    k = int(fraction * width)
-    assert_same_bits([ops.abs_topk(x, k)], [reference.abs_topk(x, k)])
-
-
-@given(sizes, st.integers(0, 300), fractions, fractions, st.sampled_from([None, 0, 1]), st.integers(1, 8), seeds)
-@some_examples
-def test_project_of_any_shape(
-    n: int, k: int, fraction: float, share: float, axis: int | None, magnitudes: int, seed: int
-) -> None:
-    w = drawn(seed).normal(n, k).mul(magnitudes).round()
-    keep = int(fraction * n * k)
-    floor = 0 if axis is None else int(share * keep / max(1, w.shape[axis]))
-    floor = min(floor, prod(w.shape) // max(1, w.shape[axis or 0]))
-    expected = reference.topk_project_(w.clone(), keep, floor, axis)
-    assert_same_bits([ops.topk_project_(w, keep, floor, axis)], [expected])
 
 
 @both_dtypes

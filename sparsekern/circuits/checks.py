@@ -131,13 +131,16 @@ def attribution(subject: Subject, pairs: Pairs) -> Tensor:
 
     Of the sum's absolute value instead, many times as many nodes are needed: effects of opposite signs cancel.
     """
-    with record(subject.model, gradients=True) as acts:
-        task_loss(subject.margins(pairs)).backward()
-    parts = {
-        name: ((acts[name] - subject.means[name]) * acts[f"{name}.grad"]).detach().abs().sum((0, 1))
-        for name in subject.layout.slices
-    }
-    return subject.layout.join(parts)
+    total = torch.zeros(subject.layout.size, dtype=subject.dtype, device=subject.device)
+    for rows in pairs.by_length():
+        with record(subject.model, gradients=True) as acts:
+            (task_loss(subject.margins(pairs.rows(rows))) * len(rows)).backward()
+        parts = {
+            name: ((acts[name] - subject.means[name]) * acts[f"{name}.grad"]).detach().abs().sum((0, 1))
+            for name in subject.layout.slices
+        }
+        total += subject.layout.join(parts)
+    return total / len(pairs.last)
 
 
 def without_means(subject: Subject) -> Subject:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from .templates import TEMPLATES, Draft
 
 TRIES_PER_PAIR = 20  # drafts until a task is given up
+ROWS_AT_ONCE = 128  # that a model is run on
 
 
 class TaskError(Exception):
@@ -43,9 +44,18 @@ class Pairs:
     def __getitem__(self, index: slice | Tensor) -> "Pairs":
         """Some of the pairs."""
         rows = torch.arange(len(self))[index]
-        rows = torch.cat([rows, rows + len(self)])
+        return self.rows(torch.cat([rows, rows + len(self)]))
+
+    def rows(self, rows: Tensor) -> "Pairs":
+        """Some of the rows, as long as the longest of them; they need not be pairs."""
         ids = self.ids[rows, : int(self.last[rows].max()) + 1]
         return Pairs(ids, self.last[rows], self.targets[rows], self.others[rows])
+
+    def by_length(self) -> tuple[Tensor, ...]:
+        """Numbers of the rows in the order of their lengths, some at a time: prompts differ, and zeros cost as much."""
+        if len(self.last) <= ROWS_AT_ONCE:
+            return (torch.arange(len(self.last), device=self.last.device),)
+        return self.last.argsort(stable=True).split(ROWS_AT_ONCE)
 
     def to(self, device: torch.device | str) -> "Pairs":
         return Pairs(*(t.to(device) for t in (self.ids, self.last, self.targets, self.others)))
@@ -165,6 +175,12 @@ def _stack(tokens: list[_Tokens]) -> Pairs:
 
 def margins(model: Callable[[Tensor, Tensor], Tensor], pairs: Pairs) -> Tensor:
     """How much the right token's logit is above the other one's, (2N,); ``model`` is a GPT, or what runs like one."""
+    pieces = pairs.by_length()
+    found = [_margins(model, pairs.rows(rows)) for rows in pieces]
+    return torch.cat(found)[torch.cat(pieces).argsort()]
+
+
+def _margins(model: Callable[[Tensor, Tensor], Tensor], pairs: Pairs) -> Tensor:
     logits = model(pairs.ids, pairs.last)
     return (logits.gather(1, pairs.targets[:, None]) - logits.gather(1, pairs.others[:, None]))[:, 0]
 

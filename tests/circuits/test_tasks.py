@@ -7,6 +7,7 @@ from random import Random
 
 import pytest
 import torch
+from torch import Tensor
 
 from sparsekern.circuits import TASKS, Pairs, TaskError, accuracy, build_task, margins, task_loss
 from sparsekern.circuits.templates import TEMPLATES
@@ -101,6 +102,26 @@ def test_margins_are_read_where_each_prompt_ends() -> None:
     found = margins(lambda ids, at: logits[torch.arange(4), at], pairs)
     rows = zip(pairs.last.tolist(), pairs.targets.tolist(), pairs.others.tolist(), strict=True)
     assert found.tolist() == [(logits[i, n, t] - logits[i, n, o]).item() for i, (n, t, o) in enumerate(rows)]
+
+
+def test_many_rows_are_run_in_pieces_of_equal_length() -> None:
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(10, (2 * 150, 20), generator=generator)
+    last = torch.randint(20, (300,), generator=generator)
+    targets, others = torch.randint(10, (2, 300), generator=generator)
+    pairs, table, seen = Pairs(ids, last, targets, others), torch.randn(20, 10, 10, generator=generator), []
+
+    def model(ids: Tensor, at: Tensor) -> Tensor:
+        """Logits of the token at the end, and of where that is."""
+        seen.append(ids.shape)
+        return table[at, ids[torch.arange(len(ids)), at]]
+
+    found = margins(model, pairs)
+    ends = ids[torch.arange(300), last]
+    assert found.equal(table[last, ends, targets] - table[last, ends, others])
+    assert [rows for rows, _ in seen] == [128, 128, 44]
+    lengths = (last + 1).sort().values
+    assert [tokens for _, tokens in seen] == [lengths[127].item(), lengths[255].item(), 20]
 
 
 def test_loss_is_the_mean_cross_entropy_per_sequence() -> None:
