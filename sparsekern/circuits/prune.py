@@ -20,9 +20,11 @@ from .nodes import EdgeGroup, Layout, Means, edges_between, edges_without, with_
 from .tasks import Pairs, accuracy, margins, task_loss
 
 TARGET = 0.15  # nats, as published
-# Shares of the target that the training pairs have to meet once nodes, edges, and again nodes were dropped: each step
-# has a little room, and the held-out pairs are a little harder.
+# Shares of the target that have to be met once nodes, edges, and again nodes were dropped: each step has a little room.
 STAGES = (0.65, 0.7, 0.75)
+UNSEEN = 4  # one pair in so many is kept from the search, to see whether its circuit is good on other pairs too
+TIGHTER = 0.75  # times the target of before, where it is not
+ROUNDS = 4  # of cleaning, at most
 SPREAD = {"k_coef": 10.0, "lr": 3.0, "weight_decay": 3.0, "inv_beta2": 3.0, "heaviside_temp": 3.0}  # around the centres
 FEW_PAIRS = 64  # on which a cut is tried first
 CLEARLY_WORSE = 1.25  # times the loss allowed, on these: it is not tried on all
@@ -157,17 +159,50 @@ def find_cut(
 
     Args:
         subject: the model and its means.
-        pairs: to prune on.
-        target: task loss in nats that the circuit may have; on these pairs it has to meet three quarters of that.
+        pairs: to prune on; a quarter of them is kept from the search and only decides whether its circuit is good
+            enough, or has to be larger.
+        target: task loss in nats that the circuit may have on pairs that it was not made from.
         budget: masks that are learned, the first with ``settings``, the others around them.
         seed: of everything random.
         on_step: called after each step of learning.
+
+    Raises:
+        ValueError: too few pairs to keep one from the search.
     """
+    if len(pairs) < UNSEEN:
+        raise ValueError(f"pairs must be at least {UNSEEN}, got {len(pairs)}")
+    unseen, pairs = pairs[::UNSEEN], pairs[torch.arange(len(pairs)) % UNSEEN != 0]
+    trials, scores = learn_masks(subject, pairs, target, budget, settings, seed, on_step)
+    if scores is None:
+        return None
+    found: Found | None = None
+    for round_ in range(ROUNDS):
+        tighter = TIGHTER**round_ * target
+        best = smallest_prefix(subject, pairs, scores, STAGES[0] * tighter)
+        if best is None:  # not even the whole model is so good
+            break
+        nodes_only, cut = refine(subject, pairs, best, tighter)
+        found = Found(cut, nodes_only, best.node_count, tuple(trials))
+        if subject.loss(unseen, cut) <= target:
+            break
+    return found
+
+
+def learn_masks(
+    subject: Subject,
+    pairs: Pairs,
+    target: float,
+    budget: int,
+    settings: MaskSettings,
+    seed: int,
+    on_step: Callable[[], None],
+) -> tuple[list[Trial], Tensor | None]:
+    """``budget`` masks, and the scores of the one with the fewest nodes; None where none is good enough."""
     trials: list[Trial] = []
-    best: Cut | None = None
+    fewest: tuple[int, Tensor] | None = None
 
     def objective(trial: Any) -> float:
-        nonlocal best
+        nonlocal fewest
         tried = settings
         for name, factor in SPREAD.items():
             centre = getattr(settings, name)
@@ -179,8 +214,8 @@ def find_cut(
         trials.append(Trial(tried, None if cut is None else cut.node_count, loss))
         if cut is None:
             return float(subject.layout.size)
-        if best is None or cut.node_count < best.node_count:
-            best = cut
+        if fewest is None or cut.node_count < fewest[0]:
+            fewest = cut.node_count, scores
         return float(cut.node_count)
 
     import optuna  # of the extra "circuits"; nothing else here needs it
@@ -189,10 +224,7 @@ def find_cut(
     study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=seed))
     study.enqueue_trial({name: getattr(settings, name) for name in SPREAD})
     study.optimize(objective, n_trials=budget)
-    if best is None:
-        return None
-    nodes_only, cut = refine(subject, pairs, best, target)
-    return Found(cut, nodes_only, best.node_count, tuple(trials))
+    return trials, None if fewest is None else fewest[1]
 
 
 def node_scores(
