@@ -12,6 +12,7 @@ from .hooks import intervene, record
 from .masks import MaskSettings
 from .nodes import EdgeGroup, Layout, edges_between, locations, mean_activations, with_nodes, without_edges
 from .prune import TARGET, Cut, Found, Subject, Trial, find_cut
+from .released import load_viz_data, save_viz_data
 from .tasks import TASKS, Pairs, Task, TaskError, accuracy, build_task, margins, task_loss
 
 __all__ = [
@@ -45,10 +46,12 @@ __all__ = [
     "edges_between",
     "find_cut",
     "intervene",
+    "load_viz_data",
     "locations",
     "margins",
     "mean_activations",
     "record",
+    "save_viz_data",
     "task_loss",
     "untrained_like",
     "with_nodes",
