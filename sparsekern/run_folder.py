@@ -54,10 +54,14 @@ def load_model(folder: Path, device: str | torch.device = "cpu") -> GPT:
     """The best model of a run, with its sparse weights as their nonzeros; before there is one, the last.
 
     Raises:
-        CheckpointError: the folder has no readable checkpoint.
+        CheckpointError: the folder has no readable checkpoint, or one of a version with other settings.
     """
     path = folder / BEST if (folder / BEST).exists() else folder / LAST
     meta = checkpoint.read_meta(path)
-    model = GPT(GPTConfig(**meta["model"]), density=0.0)
+    try:
+        config = GPTConfig(**meta["model"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise checkpoint.CheckpointError(f"{path} is of another version: {type(error).__name__}: {error}") from error
+    model = GPT(config, density=0.0)
     checkpoint.load(path, model)
     return model.to(device).eval()

@@ -15,7 +15,7 @@ from opcases import CASES, Blocks, Budget, Draw, OpCase, Rows, Shape
 from test_ops import assert_right, cotangent_of, outcome
 from torch import Tensor
 
-from sparsekern import ops
+from sparsekern import CSR, ops
 from sparsekern.ops import reference
 
 sizes = st.integers(0, 40)
@@ -113,3 +113,21 @@ def test_rms_norm(lead: tuple[int, ...], width: int, dtype: torch.dtype, seed: i
 
     inputs = draw.normal(*lead, width), draw.weight(width)
     close_to_float64(lambda x, gain: ops.rms_norm(x, gain, 1e-6), by_torch, inputs)
+
+
+def test_more_products_than_an_int_counts() -> None:
+    """Nonzeros times tokens above 2**31: sums of small integers are exact in float32, whatever their order."""
+    tokens, n, k = 70_000, 200, 200
+    pattern = CSR.random(n, k, nnz=n * k * 4 // 5).pattern
+    w = CSR(torch.randint(-2, 3, (pattern.nnz,)).float(), pattern)
+    assert tokens * pattern.nnz > 2**31
+    x = torch.randint(-2, 3, (tokens, k)).float()
+    dense = w.to_dense()
+    y = ops.csr_linear(x, w)
+    assert y.equal(x @ dense.T)
+    assert ops.csr_sddmm(y, x, w).allclose((y.double().T @ x.double())[dense_places(w)].float(), rtol=1e-5, atol=1.0)
+
+
+def dense_places(w: CSR) -> tuple[Tensor, Tensor]:
+    flat = w.pattern.flat_indices()
+    return flat // w.shape[1], flat % w.shape[1]

@@ -258,6 +258,21 @@ def test_a_damaged_configuration_is_refused(new: Callable[..., Trainer], tmp_pat
         Trainer.resume(folder)
 
 
+@pytest.mark.parametrize(
+    ("meta", "message"),
+    [
+        ({}, "KeyError: 'model'"),
+        ({"model": {"later_option": True}}, "TypeError: .*later_option"),
+        ({"model": {"d_model": 30}}, "ValueError: d_model must be a multiple"),
+        ({"model": [1]}, "TypeError"),
+    ],
+)
+def test_a_model_of_another_version_is_refused(tmp_path: Path, meta: dict[str, Any], message: str) -> None:
+    checkpoint.save_weights(tmp_path / "best.safetensors", torch.nn.Linear(2, 2), meta)
+    with pytest.raises(checkpoint.CheckpointError, match=f"best.safetensors is of another version: {message}"):
+        load_model(tmp_path)
+
+
 def test_a_density_too_low_for_the_floor_is_refused(new: Callable[..., Trainer], tmp_path: Path) -> None:
     message = (
         r"density 0.1 leaves blocks.0.attn.c_attn.weight 307 nonzeros, but min_alive=4 needs 384: "

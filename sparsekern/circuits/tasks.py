@@ -4,7 +4,7 @@ A pair is used only if each answer is one token right after its prompt; why othe
 """
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from random import Random
 from typing import Any
@@ -132,7 +132,9 @@ def build_task(name: str, tokenizer: Any, *, context: int, train: int = 384, tes
     if len(rows) < train + test:
         most = "; ".join(reason for reason, _ in reasons.most_common(2)) or "the same prompts again and again"
         raise TaskError(f"{name}: only {len(rows)} of {train + test} pairs fit this tokenizer ({most})")
-    prompts, tokens = list(rows), list(rows.values())
+    drawn = list(rows.items())
+    rng.shuffle(drawn)  # the last ones drawn are the rarer kinds: the common ones were there already
+    prompts, tokens = zip(*drawn, strict=True)
     kept = tokens[0].answers
     example = (prompts[0], (tokenizer.decode([kept[0]]), tokenizer.decode([kept[1]])))
     return Task(name, template.between, template.cue, _stack(tokens[:train]), _stack(tokens[train:]), example)
@@ -162,7 +164,7 @@ def _single_token(text: str, prompt: list[int], answer: str, tokenizer: Any) -> 
     return ids[-1] if ids[:-1] == prompt else None
 
 
-def _stack(tokens: list[_Tokens]) -> Pairs:
+def _stack(tokens: Sequence[_Tokens]) -> Pairs:
     prompts = [t.prompts[0] for t in tokens] + [t.prompts[1] for t in tokens]
     ids = nn.utils.rnn.pad_sequence([torch.tensor(prompt) for prompt in prompts], batch_first=True)
     last = torch.tensor([len(prompt) - 1 for prompt in prompts])

@@ -143,3 +143,11 @@ def test_some_pairs_and_shuffled_labels() -> None:
     assert sum(swapped) == 2
     assert shuffled.candidates == (8, 9)
     assert shuffled.ids.equal(pairs.ids)
+
+
+@pytest.mark.parametrize("name", ["for_while", "if_equals"])
+def test_prompts_to_test_with_are_like_those_to_search_with(name: str, tokenizer) -> None:
+    """Short prompts are few, so most of them are among the first ones drawn."""
+    task = build_task(name, tokenizer, context=64, train=800, test=400)
+    lengths = [pairs.last.double().mean().item() for pairs in (task.train, task.test)]
+    assert lengths[0] == pytest.approx(lengths[1], abs=0.9)
