@@ -1,4 +1,4 @@
-# make setup | demo | test | nightly | browser | qemu | sanitize | docs | wheel | lint | gpu | clean.  PYTHON chooses the
+# make setup | demo | test | nightly | browser | qemu | docs | wheel | lint | gpu | clean.  PYTHON chooses the
 # interpreter (3.11 or later); one that has torch already is used as it is, without the network, through a virtual
 # environment that sees its packages.
 PYTHON ?= python3
@@ -8,7 +8,7 @@ SOURCES := $(shell find csrc -type f) CMakeLists.txt setup.py pyproject.toml
 # CPU builds of torch live on an index of their own; the default index has the multi-gigabyte CUDA builds.
 TORCH_INDEX := --retries 0 --extra-index-url https://download.pytorch.org/whl/cpu
 
-.PHONY: setup demo test nightly browser qemu sanitize docs wheel lint gpu clean
+.PHONY: setup demo test nightly browser qemu docs wheel lint gpu clean
 setup: $(VENV)/.built
 
 $(VENV)/.packages: requirements-dev.txt
@@ -51,10 +51,6 @@ browser:
 # The kernels on processors without AVX-512 and without AVX, emulated: some ten minutes each.
 qemu: setup
 	tests/qemu.sh
-
-# The kernels under AddressSanitizer and UndefinedBehaviorSanitizer.
-sanitize: setup
-	tests/sanitize.sh
 
 # A page per module, from the docstrings, in build/docs.
 docs: setup
