@@ -66,7 +66,7 @@ def test_pairs_kept_from_the_search_decide_how_much_is_dropped(
     monkeypatch.setattr(Subject, "loss", loss)
     found = find_cut(subject, pairs, target=0.15)
     assert found is not None
-    assert targets == pytest.approx([0.15 * 0.75**i for i in range(tries)])
+    assert targets == pytest.approx([0.15 * prune.TIGHTER**i for i in range(tries)])
     rows = {tuple(row) for row in judged[0].ids.tolist()}
     assert len(judged[0]) == len(pairs) // 4
     assert rows <= {tuple(row) for row in pairs.ids.tolist()}
