@@ -391,7 +391,7 @@ def test_gradient_checkpointing() -> None:
         handles = []
         for block in model.blocks:
             inner = block.forward
-            block.forward = lambda x, inner=inner: checkpoint(inner, x, use_reentrant=False)
+            block.forward = lambda *x, inner=inner: checkpoint(inner, *x, use_reentrant=False)
             handles.append((block, inner))
         whole(model, optimizer)
         for block, inner in handles:
