@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from gpt_options import EVERY_OPTION
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.func import functional_call
@@ -15,23 +16,11 @@ from torch.utils.checkpoint import checkpoint
 
 from sparsekern import ops
 from sparsekern.models import GPT, GPTConfig
-from sparsekern.models.config import LOCATIONS
 from sparsekern.nn import BlockSparseLinear, SparseEmbedding, SparseLinear
 from sparsekern.optim import SparseAdamW, param_groups
 
 CONFIG = GPTConfig(block_size=12, vocab_size=40, n_layer=1, d_model=32, d_head=8)
-ALL = replace(
-    CONFIG,
-    rms_norm=False,
-    activation_type="relu",
-    residual_activation_type="relu",
-    sink=True,
-    d_pos_emb=4,
-    tied_unembed=True,
-    final_logits_bias=True,
-    afrac=0.5,
-    afrac_loctypes=",".join(LOCATIONS),
-)
+ALL = replace(CONFIG, **EVERY_OPTION)
 FORMS = ("values", "active", "master")
 
 

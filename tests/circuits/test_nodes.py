@@ -1,9 +1,11 @@
 """Nodes and edges: how they are counted, and what a model computes without them."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from gpt_options import EVERY_OPTION
 from torch import Tensor
 
 from sparsekern.circuits import (
@@ -21,15 +23,14 @@ from sparsekern.circuits import (
 from sparsekern.circuits.nodes import count_edges, edges_without
 from sparsekern.models import GPT, GPTConfig
 
+CONFIG = GPTConfig(block_size=8, vocab_size=20, n_layer=2, d_model=16, d_head=4)
 IDS = torch.randint(20, (6, 8), generator=torch.Generator().manual_seed(3))
 
 
 @pytest.fixture
 def model() -> GPT:
     torch.manual_seed(0)
-    return GPT(GPTConfig(block_size=8, vocab_size=20, n_layer=2, d_model=16, d_head=4), density=0.5).requires_grad_(
-        False
-    )
+    return GPT(CONFIG, density=0.5).requires_grad_(False)
 
 
 @pytest.fixture
@@ -178,22 +179,7 @@ def test_removing_every_edge_of_a_matrix_makes_its_output_constant(model: GPT, m
 def optioned() -> GPT:
     """A model with every option, whose sublayers read 20 channels and write 16."""
     torch.manual_seed(0)
-    config = GPTConfig(
-        block_size=8,
-        vocab_size=20,
-        n_layer=2,
-        d_model=16,
-        d_head=4,
-        rms_norm=False,
-        activation_type="relu",
-        residual_activation_type="relu",
-        sink=True,
-        d_pos_emb=4,
-        tied_unembed=True,
-        final_logits_bias=True,
-        afrac_loctypes="attn_in,mlp_out,resid_post_attn,resid_post_mlp",
-        grad_checkpointing=True,
-    )
+    config = replace(CONFIG, **EVERY_OPTION, grad_checkpointing=True)
     return GPT(config, density=0.5).requires_grad_(False)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from dense_gpt import dense_logits
+from gpt_options import EVERY_OPTION
 from torch import Tensor, nn
 
 from sparsekern import checkpoint
@@ -19,17 +20,6 @@ from sparsekern.ops.causal_attention import causal_attention
 from sparsekern.optim import SparseAdamW, param_groups
 
 TINY = GPTConfig(block_size=12, vocab_size=40, n_layer=2, d_model=32, d_head=8)
-ALL = {
-    "d_pos_emb": 6,
-    "sink": True,
-    "activation_type": "relu",
-    "residual_activation_type": "relu",
-    "afrac_loctypes": ",".join(LOCATIONS),
-    "afrac": 0.5,
-    "tied_unembed": True,
-    "rms_norm": False,
-    "final_logits_bias": True,
-}
 OPTIONS: dict[str, dict[str, Any]] = {
     "default": {},
     "concatenated positions": {"d_pos_emb": 6},
@@ -44,7 +34,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "final bias": {"final_logits_bias": True},
     "without bias": {"bias": False},
     "other widths": {"n_head": 3, "d_mlp": 50, "d_pos_emb": 5},
-    "all": ALL,
+    "all": EVERY_OPTION,
 }
 
 
@@ -208,7 +198,7 @@ def test_gradient_checkpointing_changes_no_bit() -> None:
     ids = some_ids(3, 11)
     grads = []
     for option in (False, True):
-        model = a_model(dtype=torch.float32, **ALL, grad_checkpointing=option).train()
+        model = a_model(dtype=torch.float32, **EVERY_OPTION, grad_checkpointing=option).train()
         model.loss(ids, ids).backward()
         grads.append({name: p.grad for name, p in model.named_parameters()})
     assert all(torch.equal(grads[0][name], grads[1][name]) for name in grads[0])
@@ -261,7 +251,7 @@ def test_hooks_work_with_gradient_checkpointing() -> None:
 @pytest.mark.parametrize("mode", ["exact", "sparse"])
 def test_a_model_with_every_option_learns(mode: str) -> None:
     torch.manual_seed(0)
-    config = dataclasses.replace(TINY, **ALL, dropout=0.05, grad_checkpointing=True)
+    config = dataclasses.replace(TINY, **EVERY_OPTION, dropout=0.05, grad_checkpointing=True)
     model = GPT(config, density=0.3 if mode == "sparse" else None)
     optimizer = SparseAdamW(param_groups(model), lr=0.02, mode=mode)
     ids = some_ids(8, 12).cumsum(1) % 40
@@ -278,7 +268,7 @@ def test_a_model_with_every_option_learns(mode: str) -> None:
 
 
 def test_copies_are_independent() -> None:
-    model, ids = a_model(**ALL), some_ids(2, 7)
+    model, ids = a_model(**EVERY_OPTION), some_ids(2, 7)
     other = copy.deepcopy(model)
     assert other.lm_head.weight is other.wte.weight
     assert torch.equal(other(ids), model(ids))
