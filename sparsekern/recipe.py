@@ -6,7 +6,7 @@ from types import NoneType
 from typing import Any, get_args, get_type_hints
 
 from .models import GPTConfig
-from .models.config import SUBLAYER_LOCATIONS
+from .models.config import GPTOptions
 from .optim import GRADIENTS, Anneal
 
 _CHOICES = {
@@ -23,15 +23,13 @@ EMBEDDING_REFERENCE_WIDTH = 256  # the published recipe keeps d_model / 256 time
 
 
 @dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(GPTOptions):
     """Everything that decides a run.
 
     Attributes:
         sources: files, folders or globs; empty means the running Python's standard library, "simple-python" made-up
             programs (see :mod:`sparsekern.data.simple_python`).
-        vocab_size, d_model, n_layer, d_head, d_mlp, afrac, afrac_loctypes, activation_type, residual_activation_type,
-            rms_norm, ln_bias, sink, d_pos_emb, sinusoidal_cat_pos_emb, dropout, dropout_cat_pos_emb, tied_unembed,
-            grad_checkpointing, weight_blocks: of the model (see :class:`sparsekern.models.GPTConfig`).
+        n_layer: layers; the rest of the model is described in :class:`sparsekern.models.config.GPTOptions`.
         positions: "learned", or "none": those that are added stay at zero.
         bigram: "learned" as published, or "counts": the fixed log-probabilities of a smoothed count bigram, which a
             short run would spend most of its tokens on.
@@ -56,25 +54,7 @@ class TrainConfig:
     """
 
     sources: tuple[str, ...] = ()
-    vocab_size: int = 2048
-    d_model: int = 256
     n_layer: int = 4
-    d_head: int = 16
-    d_mlp: int | None = None
-    afrac: float | None = 0.25
-    afrac_loctypes: str = SUBLAYER_LOCATIONS
-    activation_type: str = "gelu"
-    residual_activation_type: str = "identity"
-    rms_norm: bool = True
-    ln_bias: bool = True
-    sink: bool = False
-    d_pos_emb: int | None = None
-    sinusoidal_cat_pos_emb: bool = False
-    dropout: float = 0.0
-    dropout_cat_pos_emb: bool = False
-    tied_unembed: bool = False
-    grad_checkpointing: bool = False
-    weight_blocks: str = ""
     positions: str = "learned"
     bigram: str = "learned"
     context: int = 256
@@ -128,9 +108,9 @@ class TrainConfig:
 
     @property
     def model(self) -> GPTConfig:
-        shared = {f.name for f in fields(GPTConfig)} & {f.name for f in fields(self)}
-        same = {name: getattr(self, name) for name in shared}
-        return GPTConfig(block_size=self.context, learnable_bigram_table=self.bigram == "learned", **same)
+        same = {f.name: getattr(self, f.name) for f in fields(GPTOptions)}
+        table = self.bigram == "learned"
+        return GPTConfig(block_size=self.context, n_layer=self.n_layer, learnable_bigram_table=table, **same)
 
     @property
     def is_never_dense(self) -> bool:

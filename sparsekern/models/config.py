@@ -19,15 +19,12 @@ SHORTEST_PERIOD = 4.0  # of sinusoidal positions, in tokens
 
 
 @dataclass(frozen=True)
-class GPTConfig:
-    """The published field names; the defaults are those of the published training script, at a small width.
+class GPTOptions:
+    """What a model and a training run say of the model in the same words.
 
     Attributes:
-        block_size: longest context.
-        n_head, d_head: heads and their width; ``n_head`` None means ``d_model // d_head``.
-        d_mlp: None means ``4 * d_model``.
+        d_model: width of the residual; ``d_head`` of a head; ``d_mlp`` None means ``4 * d_model``.
         dropout: of the embeddings, the attention's weights and what sublayers write, in training.
-        bias: whether the four matrices of a block have one.
         rms_norm: RMSNorm, with the dtype's epsilon, or else LayerNorm, with a bias if ``ln_bias``.
         activation_type: of the neurons, "gelu" or "relu".
         residual_activation_type: of the residual after each sublayer, "identity" or "relu".
@@ -38,26 +35,16 @@ class GPTConfig:
         sinusoidal_cat_pos_emb: these positions are fixed sines and cosines.
         dropout_cat_pos_emb: dropout acts on them too.
         tied_unembed: the unembedding is the embedding.
-        final_logits_bias: add a fixed vector (a buffer, zeros to begin with) to the logits.
-        enable_bigram_table: add a dense (vocab, vocab) table, indexed by the current token, to the logits.
-        learnable_bigram_table: whether that table is trained, or a buffer.
         grad_checkpointing: compute sublayers again in the backward pass instead of keeping what it needs of them.
         weight_blocks: side of the dense blocks that matrices consist of: one for all of them ("32"), or some by name
             ("mlp.c_fc=64,mlp.c_proj=64"); the others are unstructured.
-
-    Raises:
-        ValueError: a field out of range; the message names it.
     """
 
-    block_size: int = 256
     vocab_size: int = 2048
-    n_layer: int = 8
-    n_head: int | None = None
-    d_head: int = 16
     d_model: int = 256
+    d_head: int = 16
     d_mlp: int | None = None
     dropout: float = 0.0
-    bias: bool = True
     rms_norm: bool = True
     ln_bias: bool = True
     activation_type: str = "gelu"
@@ -69,11 +56,33 @@ class GPTConfig:
     sinusoidal_cat_pos_emb: bool = False
     dropout_cat_pos_emb: bool = False
     tied_unembed: bool = False
+    grad_checkpointing: bool = False
+    weight_blocks: str = ""
+
+
+@dataclass(frozen=True)
+class GPTConfig(GPTOptions):
+    """The published field names; the defaults are those of the published training script, at a small width.
+
+    Attributes:
+        block_size: longest context; ``n_layer``: layers.
+        n_head: None means ``d_model // d_head``.
+        bias: whether the four matrices of a block have one.
+        final_logits_bias: add a fixed vector (a buffer, zeros to begin with) to the logits.
+        enable_bigram_table: add a dense (vocab, vocab) table, indexed by the current token, to the logits.
+        learnable_bigram_table: whether that table is trained, or a buffer.
+
+    Raises:
+        ValueError: a field out of range; the message names it.
+    """
+
+    block_size: int = 256
+    n_layer: int = 8
+    n_head: int | None = None
+    bias: bool = True
     final_logits_bias: bool = False
     enable_bigram_table: bool = True
     learnable_bigram_table: bool = True
-    grad_checkpointing: bool = False
-    weight_blocks: str = ""
 
     def __post_init__(self) -> None:
         self._check_sizes()
